@@ -1,0 +1,91 @@
+"""Small plain-Python helpers that every floor may use: atomic files, human sizes, JSON reading."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from qwenkit.errors import FormatError
+
+
+@contextlib.contextmanager
+def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """Open a temporary file beside `path`; on success fsync it, rename it over `path`, fsync the directory.
+
+    On any failure (full disk, exception in the body) the temporary file is removed and `path` is untouched.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fd, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    try:
+        with os.fdopen(fd, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise
+    fsync_dir(path.parent)
+
+
+def fsync_dir(path: str | os.PathLike[str]) -> None:
+    """Make renames and new names inside a directory durable."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Write a UTF-8 text file atomically."""
+    with atomic_write(path) as file:
+        file.write(text.encode("utf-8"))
+
+
+def write_json(path: str | os.PathLike[str], value: Any, *, indent: int | None = 2) -> None:
+    """Write JSON atomically, UTF-8 without ASCII escapes, with a final newline."""
+    write_text(path, json.dumps(value, ensure_ascii=False, indent=indent) + "\n")
+
+
+def read_json(path: str | os.PathLike[str], *, max_bytes: int = 64 << 20) -> Any:
+    """Read a JSON file. Errors: FormatError naming the file when it is missing, too large or not JSON."""
+    path = Path(path)
+    if not path.is_file():
+        raise FormatError(f"{path} is missing or not a regular file.", "Fetch the model again with `qwenkit pull`.")
+    try:
+        size = path.stat().st_size
+        if size > max_bytes:
+            raise FormatError(f"{path} has {size} bytes; at most {max_bytes} are read.", "It is not what its name says.")
+        return json.loads(path.read_bytes().decode("utf-8"))
+    except OSError as error:
+        raise FormatError(f"{path} cannot be read: {error.strerror}.", "Check its permissions.") from error
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"{path} is not valid JSON ({error}).", "Fetch the file again.") from error
+
+
+def human_bytes(count: float) -> str:
+    """1536 → '1.5 KiB'. Binary units, one decimal above bytes."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(count) < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"
+
+
+def human_count(count: float) -> str:
+    """494_032_768 → '494.0M'. Decimal units, as model sizes are quoted."""
+    for limit, unit in ((1e9, "B"), (1e6, "M"), (1e3, "K")):
+        if abs(count) >= limit:
+            return f"{count / limit:.2f}{unit}" if unit == "B" else f"{count / limit:.1f}{unit}"
+    return f"{count:.0f}"
