@@ -1,0 +1,91 @@
+"""The one kernel interface: the contract of each op, and the choice of its body.
+
+Legend: N tokens, S sequences, H/K query/key-value heads, D head dim, C hidden, F ffn, V vocab,
+B blocks of T slots in the paged cache. Sequences lie end to end (ragged), without padding.
+
+| op | in | out |
+|---|---|---|
+| `linear` | x (N, in), weight (out, in), bias (out) or None | (N, out) |
+| `rms_norm` | x (…, C), weight (C), eps | like x; the mean of squares in float32 |
+| `swiglu` | gate (N, F), up (N, F) | silu(gate) · up |
+| `rope` | x (N, H, D), cos and sin (N, D/2) float32 | like x, halves rotated |
+| `attention` | q (N, H, D), k and v (N, K, D), cu_seqlens (S+1), scale, window | (N, H, D), causal in each sequence |
+| `paged_attention` | q (N, H, D), caches (B, T, K, D), block_tables (S, ·), context_lens (S), cu_seqlens | (N, H, D) |
+| `store_kv` | k and v (N, K, D), caches (B, T, K, D), slots (N): block · T + offset | None, writes the caches |
+| `token_logprobs` | logits (N, V), targets (N) | (N) float32, log-probability of each target |
+| `sample` | logits (S, V) float32; temperature, top_k, top_p, min_p, uniform, each (S) | (S) int64 token ids |
+
+In `paged_attention` the queries are the last positions of their sequence: query i of a sequence with n queries
+stands at `context_lens - n + i`, and its keys are already stored. A window of w lets a query see itself and the
+w − 1 tokens before it. `sample` takes temperature 0 as greedy, top_k 0 as no limit, and draws by inverting the
+cumulative distribution at `uniform` in [0, 1): the same number gives the same token whoever else is in the batch.
+
+The body is chosen by device and availability and logged once. `QWENKIT_OPS=reference` forces the oracle. A kernel
+without a backward is passed over when gradients are needed.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+
+import torch
+from torch import Tensor
+
+from qwenkit.errors import OptionError
+from qwenkit.ops import cpu
+from qwenkit.ops.reference import (
+    attention,
+    linear,
+    paged_attention,
+    rope,
+    sample,
+    store_kv,
+    swiglu,
+    token_logprobs,
+)
+from qwenkit.ops.reference import rms_norm as _reference_rms_norm
+
+__all__ = [
+    "attention",
+    "backend",
+    "linear",
+    "paged_attention",
+    "rms_norm",
+    "rope",
+    "sample",
+    "store_kv",
+    "swiglu",
+    "token_logprobs",
+]
+
+BACKENDS = ("auto", "reference", "cpu")
+_log = logging.getLogger("qwenkit.ops")
+
+
+@functools.cache
+def backend() -> str:
+    """The bodies in use on the CPU: "cpu" (C++) or "reference" (torch). Decided once, at first use.
+
+    Errors: OptionError when QWENKIT_OPS names no backend, or one that is not built.
+    """
+    wanted = os.environ.get("QWENKIT_OPS", "auto") or "auto"
+    if wanted not in BACKENDS:
+        raise OptionError(f"QWENKIT_OPS is {wanted!r}.", f"Use one of {', '.join(BACKENDS)}.")
+    if wanted == "cpu" and not cpu.available():
+        raise OptionError(
+            f"QWENKIT_OPS=cpu, but the C++ part is missing: {cpu.unavailable_reason()}",
+            "Install a C++ compiler and reinstall qwenkit.",
+        )
+    chosen = "cpu" if wanted != "reference" and cpu.available() else "reference"
+    _log.info("ops on the CPU: %s", chosen)
+    return chosen
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """Root-mean-square norm (Zhang & Sennrich 2019, arXiv 1910.07467) over the last dimension."""
+    needs_grad = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
+    if not needs_grad and x.dtype == weight.dtype and x.device.type == "cpu" and backend() == "cpu":
+        return cpu.rms_norm(x, weight, eps)
+    return _reference_rms_norm(x, weight, eps)

@@ -1,0 +1,86 @@
+"""The one model definition: Qwen2, Qwen2.5, Coder, Math and the MoE, for training, scoring and serving alike.
+
+`Qwen(config)` takes a ragged `Batch` and returns logits. With `batch.kv` it reads and writes a paged cache, without
+it attends within each sequence; packed training, prefill, decode and chunked prefill are this same forward. The loss,
+sampling and masking of unused vocabulary rows are elsewhere. The vision tower is not part of this release.
+Legend: N tokens, M selected rows, C hidden, V vocab rows.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from qwenkit import ops
+from qwenkit.config import ModelConfig
+from qwenkit.model.batch import Batch
+from qwenkit.model.layers import MLP, Attention, RMSNorm
+from qwenkit.model.linear import Linear
+from qwenkit.model.moe import SparseMLP
+from qwenkit.model.rope import Rope
+
+
+class Block(nn.Module):
+    """One pre-norm layer: x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        c, eps = config.hidden_size, config.rms_norm_eps
+        self.self_attn = Attention(config, layer)
+        sparse = config.is_sparse(layer)
+        self.mlp = SparseMLP(config) if sparse else MLP(c, config.intermediate_size)
+        self.input_layernorm = RMSNorm(c, eps)
+        self.post_attention_layernorm = RMSNorm(c, eps)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, batch: Batch) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin, batch)
+        return x + self.mlp(self.post_attention_layernorm(x))  # (N, C)
+
+
+class Decoder(nn.Module):
+    """Embedding, blocks and final norm: what the published files call `model`."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Block(config, i) for i in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+
+class Qwen(nn.Module):
+    """A decoder with its head. `lm_head` is absent where the config ties it to the embedding."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.model = Decoder(config)
+        tied = config.tie_word_embeddings
+        self.lm_head = None if tied else Linear(config.hidden_size, config.vocab_size)
+        self.rope = Rope(config)
+
+    def forward(self, batch: Batch, rows: Tensor | None = None) -> Tensor:
+        """Logits (M, V) float32 of the given rows of the batch, (N, V) of all without `rows`."""
+        x = self.hidden(batch)
+        return self.logits(x if rows is None else x[rows])
+
+    def hidden(self, batch: Batch) -> Tensor:
+        """The final norm's output, (N, C)."""
+        cos, sin = self.rope(batch.positions, batch.scaled)
+        x = self.model.embed_tokens(batch.input_ids)
+        for layer in self.model.layers:
+            x = layer(x, cos, sin, batch)
+        return self.model.norm(x)
+
+    def logits(self, x: Tensor) -> Tensor:
+        """x (M, C) → (M, V) float32."""
+        if self.lm_head is None:
+            return ops.linear(x, self.model.embed_tokens.weight).float()
+        return self.lm_head(x).float()
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.embed_tokens.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.norm.weight.dtype

@@ -1,0 +1,161 @@
+"""Every op in plain torch: slow, obvious, differentiable; the oracle that kernels are held against.
+
+Legend: N tokens, S sequences, H/K query/key-value heads, D head dim, C hidden, F ffn, V vocab,
+B blocks of T slots in the paged cache. Contracts stand in `qwenkit.ops`.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    return F.linear(x, weight, bias)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    x32 = x.float()
+    scale = torch.rsqrt(x32.pow(2).mean(-1, keepdim=True) + eps)
+    return weight * (x32 * scale).to(x.dtype)
+
+
+def swiglu(gate: Tensor, up: Tensor) -> Tensor:
+    return F.silu(gate) * up
+
+
+def rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    cos, sin = cos[:, None, :].to(x.dtype), sin[:, None, :].to(x.dtype)  # (N, 1, D/2)
+    left, right = x.chunk(2, dim=-1)
+    return torch.cat((left * cos - right * sin, right * cos + left * sin), dim=-1)
+
+
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, scale: float, window: int | None = None
+) -> Tensor:
+    bounds = cu_seqlens.tolist()
+    out = [
+        _attend(q[start:end], k[start:end], v[start:end], scale, window)
+        for start, end in zip(bounds, bounds[1:], strict=False)
+    ]
+    return torch.cat(out)
+
+
+def paged_attention(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    block_tables: Tensor,
+    context_lens: Tensor,
+    cu_seqlens: Tensor,
+    scale: float,
+    window: int | None = None,
+) -> Tensor:
+    bounds = cu_seqlens.tolist()
+    if bounds[-1] == len(bounds) - 1:  # one query a sequence: decode, all sequences at once
+        return _decode(q, k_cache, v_cache, block_tables, context_lens, scale, window)
+    out = []
+    for s, context in enumerate(context_lens.tolist()):
+        blocks = block_tables[s, : -(-context // k_cache.shape[1])].long()
+        k = k_cache[blocks].flatten(0, 1)[:context]  # (context, K, D)
+        v = v_cache[blocks].flatten(0, 1)[:context]
+        out.append(_attend(q[bounds[s] : bounds[s + 1]], k, v, scale, window))
+    return torch.cat(out)
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None) -> Tensor:
+    """Causal attention of the last len(q) positions of one sequence over all its len(k) keys."""
+    queries, keys = len(q), len(k)
+    mask = None
+    if window is not None or queries != keys:
+        mask = _causal_mask(queries, keys, window, q.device)
+    out = F.scaled_dot_product_attention(
+        q.transpose(0, 1)[None],  # (1, H, queries, D)
+        k.transpose(0, 1)[None].to(q.dtype),
+        v.transpose(0, 1)[None].to(q.dtype),
+        attn_mask=mask,
+        is_causal=mask is None,
+        scale=scale,
+        enable_gqa=q.shape[1] != k.shape[1],
+    )
+    return out[0].transpose(0, 1)
+
+
+def _causal_mask(queries: int, keys: int, window: int | None, device: torch.device) -> Tensor:
+    """(queries, keys) booleans, True where a query may look."""
+    at = torch.arange(keys - queries, keys, device=device)[:, None]
+    key = torch.arange(keys, device=device)[None, :]
+    mask = key <= at
+    return mask if window is None else mask & (key > at - window)
+
+
+def _decode(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    block_tables: Tensor,
+    context_lens: Tensor,
+    scale: float,
+    window: int | None,
+) -> Tensor:
+    size = k_cache.shape[1]
+    longest = int(context_lens.max())
+    blocks = block_tables[:, : -(-longest // size)].long().clamp(min=0)
+    k = k_cache[blocks].flatten(1, 2)[:, :longest].to(q.dtype)  # (S, longest, K, D)
+    v = v_cache[blocks].flatten(1, 2)[:, :longest].to(q.dtype)
+    key = torch.arange(longest, device=q.device)[None, :]
+    end = context_lens[:, None].long()
+    mask = key < end
+    if window is not None:
+        mask = mask & (key >= end - window)
+    # Slots that nobody wrote may hold anything: 0 · nan is nan, so they are zeroed, not only masked.
+    v = v.masked_fill(~mask[:, :, None, None], 0)
+    out = F.scaled_dot_product_attention(
+        q[:, :, None, :],  # (S, H, 1, D)
+        k.transpose(1, 2),
+        v.transpose(1, 2),
+        attn_mask=mask[:, None, None, :],
+        scale=scale,
+        enable_gqa=q.shape[1] != k.shape[2],
+    )
+    return out[:, :, 0, :]
+
+
+def store_kv(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor) -> None:
+    k_cache.view(-1, *k_cache.shape[2:])[slots] = k.to(k_cache.dtype)
+    v_cache.view(-1, *v_cache.shape[2:])[slots] = v.to(v_cache.dtype)
+
+
+def token_logprobs(logits: Tensor, targets: Tensor) -> Tensor:
+    return -F.cross_entropy(logits.float(), targets, reduction="none")
+
+
+def sample(
+    logits: Tensor,
+    temperature: Tensor,
+    top_k: Tensor,
+    top_p: Tensor,
+    min_p: Tensor,
+    uniform: Tensor,
+) -> Tensor:
+    greedy = logits.argmax(-1)
+    if not bool((temperature > 0).any()):
+        return greedy
+    heat = torch.where(temperature > 0, temperature, torch.ones_like(temperature))
+    scaled = (logits - logits.amax(-1, keepdim=True)) / heat[:, None]
+    scaled, order = scaled.sort(-1, descending=True, stable=True)  # (S, V)
+    probs = scaled.softmax(-1)
+    rank = torch.arange(logits.shape[-1], device=logits.device)
+    keep = (rank < top_k[:, None]) | (top_k[:, None] <= 0)
+    probs = probs.masked_fill(~keep, 0)
+    probs = probs / probs.sum(-1, keepdim=True)
+    before = probs.cumsum(-1) - probs
+    keep = keep & (before < top_p[:, None]) & (probs >= min_p[:, None] * probs[:, :1])
+    keep[:, 0] = True
+    cumulative = probs.masked_fill(~keep, 0).cumsum(-1)
+    goal = uniform[:, None] * cumulative[:, -1:]
+    choice = (cumulative <= goal).sum(-1).clamp(max=logits.shape[-1] - 1)
+    choice = torch.minimum(choice, keep.sum(-1) - 1)
+    drawn = order.gather(-1, choice[:, None])[:, 0]
+    return torch.where(temperature > 0, drawn, greedy)
