@@ -144,7 +144,7 @@ def sample(
         return greedy
     heat = torch.where(temperature > 0, temperature, torch.ones_like(temperature))
     scaled = (logits - logits.amax(-1, keepdim=True)) / heat[:, None]
-    scaled, order = scaled.sort(-1, descending=True, stable=True)  # (S, V)
+    scaled, order = scaled.sort(dim=-1, descending=True, stable=True)  # (S, V)
     probs = scaled.softmax(-1)
     rank = torch.arange(logits.shape[-1], device=logits.device)
     keep = (rank < top_k[:, None]) | (top_k[:, None] <= 0)
