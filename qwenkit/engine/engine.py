@@ -1,0 +1,190 @@
+"""Token ids in, token ids out: many requests at once over one model object.
+
+    engine = Engine(model, kv_bytes=1 << 30)
+    engine.add(Request("a", prompt_ids, SamplingParams(max_tokens=64)))
+    while engine.has_work:
+        for output in engine.step():
+            print(output.id, output.new_ids, output.finish_reason)
+
+The model is used as it is (its weights may change between steps, as reinforcement learning does). Whatever goes
+wrong with one request ends that request alone: a bad one is refused by `add`, one with NaN logits ends with "error",
+and when a forward raises, its sequences are tried again one by one so that only the guilty ones end.
+Not thread-safe: one thread calls everything (`qwenkit.engine.driver` is that thread).
+Not covered: prefix caching, preemption, speculation, text.
+"""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+
+from qwenkit.engine.blocks import BlockPool
+from qwenkit.engine.kv_cache import KVCache, blocks_in, default_kv_bytes
+from qwenkit.engine.request import Request, RequestOutput
+from qwenkit.engine.runner import Runner
+from qwenkit.engine.sampler import Draw, Sampler
+from qwenkit.engine.scheduler import Plan, Scheduler
+from qwenkit.errors import ContextLengthError, RequestError
+from qwenkit.model.qwen import Qwen
+
+_log = logging.getLogger("qwenkit.engine")
+
+
+class Engine:
+    """Continuous batching over a paged cache.
+
+    Args:
+        model: its device and dtype are where and how the cache is kept.
+        num_blocks, kv_bytes: size of the cache, one or the other; by default room for `max_sequences` full
+            contexts, within a quarter of the free memory and 4 GiB (CUDA: within 80 % of the free memory).
+        block_size: tokens of a cache block.
+        max_batch_tokens: tokens of one forward; longer prompts are computed in chunks.
+        max_sequences: sequences that run at once; more wait.
+        max_model_len: longest prompt + max_tokens; by default what the model's config allows.
+        vocab_size: tokens of the tokenizer; rows of the head above it are never drawn.
+    """
+
+    def __init__(
+        self,
+        model: Qwen,
+        *,
+        num_blocks: int | None = None,
+        kv_bytes: int | None = None,
+        block_size: int = 16,
+        max_batch_tokens: int = 512,
+        max_sequences: int = 32,
+        max_model_len: int | None = None,
+        vocab_size: int | None = None,
+    ) -> None:
+        config = model.config
+        self.model = model
+        self.vocab_size = min(vocab_size or config.vocab_size, config.vocab_size)
+        self.context_length = min(max_model_len or config.context_length, config.context_length)
+        if num_blocks is None:
+            if kv_bytes is None:
+                tokens = max_sequences * -(-self.context_length // block_size) * block_size
+                kv_bytes = default_kv_bytes(config, tokens, model.dtype, model.device)
+            num_blocks = blocks_in(config, kv_bytes, block_size, model.dtype)
+        pool = BlockPool(num_blocks, block_size)
+        self.scheduler = Scheduler(pool, max_batch_tokens=max_batch_tokens, max_sequences=max_sequences)
+        self.cache = KVCache(config, num_blocks, block_size, dtype=model.dtype, device=model.device)
+        widest = min(num_blocks, pool.blocks_for(self.context_length))
+        self.runner = Runner(model, self.cache, max_sequences=max_sequences, max_blocks=widest)
+        self.sampler = Sampler(self.vocab_size, model.device)
+        self._requests: dict[str, Request] = {}
+        self._aborted: list[RequestOutput] = []
+
+    @property
+    def has_work(self) -> bool:
+        """Whether `step` would bring something."""
+        return self.scheduler.has_work or bool(self._aborted)
+
+    @property
+    def cache_tokens(self) -> int:
+        """Tokens that the whole cache holds."""
+        return self.scheduler.pool.num_tokens
+
+    def check(self, request: Request) -> None:
+        """Refuse what can never run, without touching any state (so any thread may call it).
+
+        Errors: RequestError naming the parameter; ContextLengthError with the counts.
+        """
+        params = request.params
+        if not request.prompt_ids:
+            raise RequestError("The prompt is empty.", "Give at least one token.", param="prompt")
+        for name, ids in (
+            ("prompt", request.prompt_ids),
+            ("stop_token_ids", params.stop_token_ids),
+            ("logit_bias", params.logit_bias),
+        ):
+            for token in ids:
+                if type(token) is not int or not 0 <= token < self.vocab_size:
+                    raise RequestError(
+                        f"{name} has the token id {token!r:.40}; ids are integers from 0 to {self.vocab_size - 1}.",
+                        param=name,
+                    )
+        if request.num_prompt + params.max_tokens > self.context_length:
+            raise ContextLengthError(
+                request.num_prompt, params.max_tokens, self.context_length, param="prompt"
+            )
+        if not self.scheduler.fits(request):
+            raise RequestError(
+                f"The request needs {request.capacity} tokens of cache, which holds {self.cache_tokens}.",
+                "Lower max_tokens or give a larger kv_bytes.",
+                param="max_tokens",
+            )
+
+    def add(self, request: Request) -> None:
+        """Queue a request. Errors: those of `check`; RequestError when its id is already running."""
+        self.check(request)
+        if request.id in self._requests:
+            raise RequestError(f"A request with the id {request.id!r} is already running.", param="id")
+        config = self.model.config
+        longest = request.num_prompt + request.params.max_tokens
+        request.scaled = config.yarn is not None and longest > config.original_context_length
+        self._requests[request.id] = request
+        self.scheduler.add(request)
+
+    def abort(self, request_id: str) -> None:
+        """End a request; the next step reports it with "abort". Unknown and ended ids change nothing."""
+        request = self._requests.get(request_id)
+        if request is None:
+            return
+        self.scheduler.finish(request, "abort")
+        self._forget(request)
+        self._aborted.append(RequestOutput(request_id, finish_reason="abort"))
+
+    def step(self) -> list[RequestOutput]:
+        """Compute one batch. An output for each request that drew a token or ended."""
+        outputs, self._aborted = self._aborted, []
+        plan = self.scheduler.schedule()
+        if not plan.spans:
+            return outputs
+        try:
+            draws = self.sampler.sample(plan.sampling, self.runner.forward(plan))
+        except Exception as error:  # a kernel or the allocator failed: find out for whom
+            _log.warning("a forward of %d tokens failed: %s", plan.num_tokens, error)
+            draws = self._one_by_one(plan)
+        self.scheduler.commit(plan, [draw.token for draw in draws])
+        for request, draw in zip(plan.sampling, draws, strict=True):
+            output = RequestOutput(request.id, finish_reason=request.finish_reason, error=draw.error)
+            if draw.token is not None:
+                output.new_ids.append(draw.token)
+            if draw.logprob is not None:
+                output.logprobs = [draw.logprob]
+            if request.finish_reason is not None:
+                self._forget(request)
+            outputs.append(output)
+        return outputs
+
+    def _one_by_one(self, plan: Plan) -> list[Draw]:
+        """Every span alone. Storing keys twice in the same slots is harmless, so nothing needs undoing.
+
+        A span that does not sample has no draw to carry its error; it is made to sample, so that `commit` and
+        `step` end it like any other.
+        """
+        draws: list[Draw] = []
+        for span in plan.spans:
+            try:
+                drawn = self.sampler.sample(
+                    [span.request] if span.samples else [], self.runner.forward(Plan([span]))
+                )
+            except Exception as error:
+                _log.error("request %s failed: %s", span.request.id, error)
+                span.samples = True
+                drawn = [Draw(None, error=_one_line(error))]
+            draws += drawn
+        return draws
+
+    def _forget(self, request: Request) -> None:
+        self._requests.pop(request.id, None)
+        self.runner.release(request)
+        self.sampler.forget(request)
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return "Out of memory; give a smaller max_batch_tokens, kv_bytes or max_tokens."
+    return f"{type(error).__name__}: {text[:200]}"

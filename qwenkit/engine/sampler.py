@@ -1,0 +1,178 @@
+"""From logits to tokens: penalties, bias, greedy or random choice, log-probabilities; each row by its own request.
+
+Order, as in Transformers and vLLM: repetition penalty (prompt and output), frequency and presence penalty
+(output), logit_bias, then `ops.sample` (temperature, top_k, top_p, min_p). Rows of the vocabulary that the tokenizer
+has no token for are cut off first, so they can neither be drawn nor take probability. Random numbers come from a
+generator of each request's own, so a seeded request draws the same whoever else is in the batch.
+A row whose logits are not finite yields an error for its request and leaves the other rows alone.
+Legend: M sampling rows, V vocab.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from qwenkit import ops
+from qwenkit.engine.request import Request, TokenLogprob
+
+NOT_FINITE = "The model's logits are not finite; load it with dtype bfloat16 or float32."
+
+
+@dataclass(slots=True)
+class Draw:
+    """One row's outcome: a token, or an error."""
+
+    token: int | None
+    logprob: TokenLogprob | None = None
+    error: str | None = None
+
+
+class _Seen:
+    """The distinct tokens of one request and how often the output has each, on the device, growing in place."""
+
+    def __init__(self, request: Request, vocab_size: int, device: torch.device) -> None:
+        known = dict.fromkeys(request.token_ids)
+        room = min(vocab_size, len(known) + request.params.max_tokens)
+        self.index = {token: i for i, token in enumerate(known)}
+        self.ids = torch.zeros(room, dtype=torch.int64, device=device)
+        self.ids[: len(known)] = torch.tensor(list(known), dtype=torch.int64).to(device)
+        self.counts = torch.zeros(room, dtype=torch.float32, device=device)
+        self.size = len(known)
+
+    def add(self, token: int) -> None:
+        at = self.index.get(token)
+        if at is None:
+            at = self.index[token] = self.size
+            self.ids[at] = token
+            self.size += 1
+        self.counts[at] += 1
+
+
+class Sampler:
+    """Holds what sampling must remember of each request: its random numbers and the tokens it has seen."""
+
+    def __init__(self, vocab_size: int, device: torch.device) -> None:
+        self.vocab_size, self.device = vocab_size, device
+        self._random: dict[str, random.Random] = {}
+        self._seen: dict[str, _Seen] = {}
+
+    def forget(self, request: Request) -> None:
+        """Drop the state of a request that has ended."""
+        self._random.pop(request.id, None)
+        self._seen.pop(request.id, None)
+
+    @torch.inference_mode()
+    def sample(self, requests: Sequence[Request], logits: Tensor) -> list[Draw]:
+        """One draw for each row. `logits` (M, ≥ vocab_size) float32 are changed in place."""
+        if not requests:
+            return []
+        logits = logits[:, : self.vocab_size]
+        reported = [i for i, r in enumerate(requests) if r.params.logprobs is not None]
+        logprobs = logits[reported].log_softmax(-1) if reported else None
+        self._adjust(requests, logits)
+        peak, best = logits.max(-1)
+        if all(r.params.greedy for r in requests):
+            chosen = best
+        else:
+            chosen = ops.sample(logits, *self._draw_parameters(requests))
+        tokens = chosen.tolist()
+        draws = [
+            Draw(token) if good else Draw(None, error=NOT_FINITE)
+            for token, good in zip(tokens, peak.isfinite().tolist(), strict=True)
+        ]
+        for request, draw in zip(requests, draws, strict=True):
+            if draw.token is not None and request.id in self._seen:
+                self._seen[request.id].add(draw.token)
+        if logprobs is not None:
+            self._report(requests, reported, logprobs, chosen, draws)
+        return draws
+
+    def _adjust(self, requests: Sequence[Request], logits: Tensor) -> None:
+        penalised = [(i, r) for i, r in enumerate(requests) if r.params.penalised]
+        if penalised:
+            self._penalise(penalised, logits)
+        rows: list[int] = []
+        ids: list[int] = []
+        biases: list[float] = []
+        for i, request in enumerate(requests):
+            params = request.params
+            if params.logit_bias:
+                rows += [i] * len(params.logit_bias)
+                ids += params.logit_bias.keys()
+                biases += params.logit_bias.values()
+            if params.min_tokens > request.num_output:
+                rows += [i] * len(params.stop_token_ids)
+                ids += params.stop_token_ids
+                biases += [-torch.inf] * len(params.stop_token_ids)
+        if rows:
+            where = torch.tensor([rows, ids], dtype=torch.int64).to(self.device)
+            bias = torch.tensor(biases, dtype=torch.float32).to(self.device)
+            logits.index_put_((where[0], where[1]), bias, accumulate=True)
+
+    def _penalise(self, penalised: list[tuple[int, Request]], logits: Tensor) -> None:
+        """Touch only the entries of tokens that were seen: a few hundred instead of the whole vocabulary."""
+        seen = []
+        for _, request in penalised:
+            if request.id not in self._seen:
+                self._seen[request.id] = _Seen(request, self.vocab_size, self.device)
+            seen.append(self._seen[request.id])
+        ids = torch.cat([s.ids[: s.size] for s in seen])
+        counts = torch.cat([s.counts[: s.size] for s in seen])
+        sizes = torch.tensor([s.size for s in seen]).to(self.device)
+        settings = torch.tensor(
+            [
+                (i, r.params.repetition_penalty, r.params.frequency_penalty, r.params.presence_penalty)
+                for i, r in penalised
+            ],
+            dtype=torch.float32,
+        ).to(self.device)
+        spread = settings.repeat_interleave(sizes, 0, output_size=len(ids))
+        row, repetition, frequency, presence = spread.unbind(1)
+        at = (row.long(), ids)
+        values = logits[at]
+        values = torch.where(values < 0, values * repetition, values / repetition)
+        logits[at] = values - frequency * counts - presence * (counts > 0)
+
+    def _draw_parameters(self, requests: Sequence[Request]) -> list[Tensor]:
+        """temperature, top_k, top_p, min_p, uniform: what `ops.sample` takes, each (M)."""
+        columns: list[list[float]] = [[], [], [], []]
+        top_k = []
+        for request in requests:
+            params = request.params
+            columns[0].append(0.0 if params.greedy else params.temperature)
+            columns[1].append(params.top_p)
+            columns[2].append(params.min_p)
+            columns[3].append(0.0 if params.greedy else self._uniform(request))
+            top_k.append(min(max(params.top_k, 0), self.vocab_size))
+        temperature, top_p, min_p, uniform = torch.tensor(columns, dtype=torch.float32).to(self.device)
+        return [temperature, torch.tensor(top_k).to(self.device), top_p, min_p, uniform]
+
+    def _uniform(self, request: Request) -> float:
+        """The request's next number in [0, 1): 24 bits, which float32 holds exactly and cannot round up to 1."""
+        generator = self._random.get(request.id)
+        if generator is None:
+            generator = self._random[request.id] = random.Random(request.params.seed)
+        return generator.getrandbits(24) / 2**24
+
+    def _report(
+        self,
+        requests: Sequence[Request],
+        reported: list[int],
+        logprobs: Tensor,
+        chosen: Tensor,
+        draws: list[Draw],
+    ) -> None:
+        own = logprobs.gather(-1, chosen[reported][:, None])[:, 0].tolist()
+        most = min(max(requests[i].params.logprobs or 0 for i in reported), self.vocab_size)
+        values, ids = logprobs.topk(most, -1)
+        rows = zip(reported, own, values.tolist(), ids.tolist(), strict=True)
+        for i, logprob, top_values, top_ids in rows:
+            draw, count = draws[i], requests[i].params.logprobs or 0
+            if draw.token is not None:
+                top = tuple(zip(top_ids[:count], top_values[:count], strict=True))
+                draw.logprob = TokenLogprob(draw.token, logprob, top)
