@@ -1,0 +1,5 @@
+#include "kernels.h"
+
+namespace qwenkit::avx512 {
+#include "rms_norm.inc"
+}

@@ -1,0 +1,5 @@
+#include "kernels.h"
+
+namespace qwenkit::portable {
+#include "rms_norm.inc"
+}
