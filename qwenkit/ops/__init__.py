@@ -34,9 +34,9 @@ import torch
 from torch import Tensor
 
 from qwenkit.errors import OptionError
-from qwenkit.ops import cpu
+from qwenkit.ops import cpu, grouped
+from qwenkit.ops.reference import attention as _reference_attention
 from qwenkit.ops.reference import (
-    attention,
     linear,
     paged_attention,
     rope,
@@ -66,7 +66,7 @@ _log = logging.getLogger("qwenkit.ops")
 
 @functools.cache
 def backend() -> str:
-    """The bodies in use on the CPU: "cpu" (C++) or "reference" (torch). Decided once, at first use.
+    """The bodies in use: "cpu" (C++ where it exists), "torch" (no C++ part) or "reference". Decided once.
 
     Errors: OptionError when QWENKIT_OPS names no backend, or one that is not built.
     """
@@ -78,14 +78,27 @@ def backend() -> str:
             f"QWENKIT_OPS=cpu, but the C++ part is missing: {cpu.unavailable_reason()}",
             "Install a C++ compiler and reinstall qwenkit.",
         )
-    chosen = "cpu" if wanted != "reference" and cpu.available() else "reference"
+    chosen = "cpu" if cpu.available() else "torch"
+    if wanted == "reference":
+        chosen = wanted
     _log.info("ops on the CPU: %s", chosen)
     return chosen
+
+
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, scale: float, window: int | None = None
+) -> Tensor:
+    """Causal attention within each sequence (Vaswani 2017, arXiv 1706.03762), grouped-query heads."""
+    needs_grad = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad)
+    if needs_grad and window is None and backend() != "reference":
+        return grouped.attention(q, k, v, cu_seqlens, scale)
+    return _reference_attention(q, k, v, cu_seqlens, scale, window)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """Root-mean-square norm (Zhang & Sennrich 2019, arXiv 1910.07467) over the last dimension."""
     needs_grad = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
-    if not needs_grad and x.dtype == weight.dtype and x.device.type == "cpu" and backend() == "cpu":
+    fits = x.device.type == "cpu" and x.dtype == weight.dtype and x.dtype in cpu.DTYPES
+    if fits and not needs_grad and backend() == "cpu":
         return cpu.rms_norm(x, weight, eps)
     return _reference_rms_norm(x, weight, eps)
