@@ -1,9 +1,9 @@
 """From a checkpoint directory to a model, and back.
 
 The model is built on the meta device (no memory), its names and shapes are held against the files' headers, and only
-then are tensors read, one at a time, straight into the wanted dtype and device. Strict: a missing, extra or misshapen
-tensor is an error that names it with what was expected and what was found. Tensors are copied out of the memory map,
-so that a file replaced later cannot harm a running model.
+then are tensors read, one at a time, into the wanted dtype and device. Strict: a missing, extra or misshapen tensor is
+an error that names it with what was expected and what was found. Tensors are private copies, so that a file replaced
+or truncated later cannot harm a running model.
 """
 
 from __future__ import annotations
@@ -49,10 +49,10 @@ def load_model(
         aliases = _match(model, checkpoint, config, str(path))
         state: dict[str, Tensor] = {}
         for name in model.state_dict():
-            tensor = checkpoint.tensor(name)
+            tensor = checkpoint.read(name)
             if check_finite and not bool(tensor.isfinite().all()):
                 raise CheckpointError(f"{path}: {name} holds nan or inf.", "Fetch the model again.")
-            state[name] = tensor.to(device=device, dtype=target, copy=True)
+            state[name] = tensor.to(device=device, dtype=target)
         for name in aliases:
             if not torch.equal(checkpoint.tensor(name), checkpoint.tensor(_EMBEDDING)):
                 raise CheckpointError(
