@@ -99,18 +99,19 @@ def _decode(
     scale: float,
     window: int | None,
 ) -> Tensor:
-    size = k_cache.shape[1]
+    size, shape = k_cache.shape[1], k_cache.shape[2:]
     longest = int(context_lens.max())
-    blocks = block_tables[:, : -(-longest // size)].long().clamp(min=0)
-    k = k_cache[blocks].flatten(1, 2)[:, :longest].to(q.dtype)  # (S, longest, K, D)
-    v = v_cache[blocks].flatten(1, 2)[:, :longest].to(q.dtype)
+    blocks = block_tables[:, : -(-longest // size), None].long()
+    slots = (blocks * size + torch.arange(size, device=q.device)).flatten(1)[:, :longest]
     key = torch.arange(longest, device=q.device)[None, :]
     end = context_lens[:, None].long()
     mask = key < end
+    # What nobody wrote may hold anything, and nan survives a mask: read the sequence's first token there instead.
+    slots = torch.where(mask, slots, slots[:, :1]).flatten()
+    k = k_cache.view(-1, shape.numel()).index_select(0, slots).view(-1, longest, *shape).to(q.dtype)
+    v = v_cache.view(-1, shape.numel()).index_select(0, slots).view(-1, longest, *shape).to(q.dtype)
     if window is not None:
         mask = mask & (key >= end - window)
-    # Slots that nobody wrote may hold anything: 0 · nan is nan, so they are zeroed, not only masked.
-    v = v.masked_fill(~mask[:, :, None, None], 0)
     out = F.scaled_dot_product_attention(
         q[:, :, None, :],  # (S, H, 1, D)
         k.transpose(1, 2),
