@@ -75,11 +75,10 @@ class Sampler:
         reported = [i for i, r in enumerate(requests) if r.params.logprobs is not None]
         logprobs = logits[reported].log_softmax(-1) if reported else None
         self._adjust(requests, logits)
-        peak, best = logits.max(-1)
         if all(r.params.greedy for r in requests):
-            chosen = best
+            peak, chosen = logits.max(-1)  # nan counts as the largest, so a spoilt row shows
         else:
-            chosen = ops.sample(logits, *self._draw_parameters(requests))
+            peak, chosen = logits.amax(-1), ops.sample(logits, *self._draw_parameters(requests))
         tokens = chosen.tolist()
         draws = [
             Draw(token) if good else Draw(None, error=NOT_FINITE)
@@ -156,7 +155,7 @@ class Sampler:
         """The request's next number in [0, 1): 24 bits, which float32 holds exactly and cannot round up to 1."""
         generator = self._random.get(request.id)
         if generator is None:
-            generator = self._random[request.id] = random.Random(request.params.seed)
+            generator = self._random[request.id] = random.Random(_seed(request.params.seed))
         return generator.getrandbits(24) / 2**24
 
     def _report(
@@ -176,3 +175,8 @@ class Sampler:
             if draw.token is not None:
                 top = tuple(zip(top_ids[:count], top_values[:count], strict=True))
                 draw.logprob = TokenLogprob(draw.token, logprob, top)
+
+
+def _seed(seed: int | None) -> int | None:
+    """Python seeds -1 and 1 alike; two's complement keeps them apart."""
+    return None if seed is None else seed % 2**64
