@@ -25,7 +25,7 @@ from typing import Any
 from qwenkit.errors import FormatError
 
 MAX_HEADER_BYTES = 100_000_000
-MAX_STRUCTURE = 1_000_000
+MAX_STRUCTURE = 500_000
 """Brackets, braces, commas and colons in one JSON text: bounds the memory that parsing takes to
 about 64 MiB."""
 MAX_RANK = 16

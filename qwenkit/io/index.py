@@ -26,7 +26,7 @@ INDEX_NAME = "model.safetensors.index.json"
 MAX_INDEX_BYTES = 64 << 20
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 _PICKLE_ADVICE = (
-    "Unpickling runs code from the file, so qwenkit never does it: take a revision with .safetensors "
+    "Unpickling runs code from the file, so qwenkit never does it: take a model with .safetensors "
     "files, or convert the weights with the `safetensors` package where that code does no harm."
 )
 
