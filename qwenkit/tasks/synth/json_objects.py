@@ -1,8 +1,9 @@
 """The skill `json_object`: fill a small JSON schema from a sentence.
 
-A domain (person, purchase, event, pet) has fields and, per language, clauses that state them; the sentence holds
-more than the schema asks for, and the schema's keys come in variants, Chinese ones too. The gold answer is compact JSON
-with the keys in the schema's order. Not covered: nested objects, arrays, missing values.
+A domain (person, purchase, event, pet) has fields and, per language, clauses that state them; the
+sentence holds more than the schema asks for, and the schema's keys come in variants, Chinese ones
+too. The gold answer is compact JSON with the keys in the schema's order. Not covered: nested
+objects, arrays, missing values.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ def same_json(left: Any, right: Any) -> bool:
 
 
 def parse_object(text: str) -> dict[str, Any]:
-    """The one JSON object that `text` is. Errors: FormatError for anything else, also for a repeated key."""
+    """The one JSON object that `text` is. Errors: FormatError for anything else, also for a
+    repeated key.
+    """
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         if len({key for key, _ in pairs}) != len(pairs):
@@ -48,7 +51,7 @@ REQUIRED_SHARE = 0.3
 
 @dataclass(frozen=True)
 class Field:
-    """One field: its JSON type, the keys that a schema may use for it, in English and in Chinese."""
+    """One field: its JSON type and the keys that a schema may use for it, English and Chinese."""
 
     type: str
     keys: tuple[str, ...]
@@ -135,7 +138,9 @@ _RANGES = {
 
 @dataclass(frozen=True)
 class Domain:
-    """Sentences of one kind. A template names fields in braces; `?yes|no?` after a boolean gives its two wordings."""
+    """Sentences of one kind. A template names fields in braces; a boolean has its two wordings,
+    `{member:is|is not}`.
+    """
 
     fields: tuple[str, ...]
     templates: dict[str, tuple[str, ...]]
@@ -144,7 +149,8 @@ class Domain:
 DOMAINS: tuple[Domain, ...] = (
     Domain(
         ("name", "age", "city", "job", "member"),
-        {"en": ("{name} is {age} years old, lives in {city}, works as a {job} and {member:is|is not} a member.",
+        {"en": ("{name} is {age} years old, lives in {city}, works as a {job} and {member:is|is "
+                "not} a member.",
                 "{name}, a {job} from {city}, is {age} and {member:has|has no} membership.",
                 "The {job} {name} ({age}, {city}) {member:is|is not} a member of the club."),
          "zh": ("{name}今年{age}岁，住在{city}，是一名{job}，{member:是|不是}会员。",
@@ -153,17 +159,22 @@ DOMAINS: tuple[Domain, ...] = (
     ),
     Domain(
         ("name", "count", "color", "item", "price", "paid"),
-        {"en": ("{name} ordered {count} of the {color} {item} at {price} euros each and {paid:has|has not} paid.",
-                "Order for {name}: {item}, {color}, {count} pieces, {price} euros each, {paid:paid|not paid}.",
-                "The {color} {item} costs {price} euros; {name} takes {count} and {paid:has|has not} paid for them."),
+        {"en": ("{name} ordered {count} of the {color} {item} at {price} euros each and "
+                "{paid:has|has not} paid.",
+                "Order for {name}: {item}, {color}, {count} pieces, {price} euros each, "
+                "{paid:paid|not paid}.",
+                "The {color} {item} costs {price} euros; {name} takes {count} and {paid:has|has "
+                "not} paid for them."),
          "zh": ("{name}买了{count}个{color}的{item}，每个{price}元，{paid:已经|还没}付款。",
                 "{name}的订单：{item}，{color}，{count}个，单价{price}元，{paid:已付|未付}。",
                 "{color}的{item}卖{price}元一个，{name}要{count}个，{paid:付了|没付}钱。")},
     ),
     Domain(
         ("event", "day", "time", "city", "guests", "online"),
-        {"en": ("The {event} in {city} is on {day} at {time} with {guests} guests and {online:is|is not} online.",
-                "On {day} at {time}, {guests} people come to the {event} in {city}; it {online:is|is not} streamed online.",
+        {"en": ("The {event} in {city} is on {day} at {time} with {guests} guests and "
+                "{online:is|is not} online.",
+                "On {day} at {time}, {guests} people come to the {event} in {city}; it "
+                "{online:is|is not} streamed online.",
                 "{event}, {city}, {day}, {time}, {guests} people, {online:online|on site}."),
          "zh": ("{event}{day}{time}在{city}开始，{guests}人参加，{online:有|没有}线上直播。",
                 "{day}{time}有{guests}人到{city}参加{event}，{online:可以|不能}线上参加。",
@@ -171,10 +182,14 @@ DOMAINS: tuple[Domain, ...] = (
     ),
     Domain(
         ("pet", "animal", "coat", "months", "weight", "healthy"),
-        {"en": ("{pet} is a {coat} {animal}, {months} months old, weighs {weight} kilograms and {healthy:is|is not} healthy.",
-                "The {coat} {animal} {pet} weighs {weight} kilograms at {months} months and {healthy:is healthy|is ill}.",
-                "{animal} {pet}: {coat}, {months} months, {weight} kilograms, {healthy:healthy|ill}."),
-         "zh": ("{pet}是一只{coat}的{animal}，{months}个月大，重{weight}公斤，{healthy:很健康|生病了}。",
+        {"en": ("{pet} is a {coat} {animal}, {months} months old, weighs {weight} kilograms and "
+                "{healthy:is|is not} healthy.",
+                "The {coat} {animal} {pet} weighs {weight} kilograms at {months} months and "
+                "{healthy:is healthy|is ill}.",
+                "{animal} {pet}: {coat}, {months} months, {weight} kilograms, {healthy:healthy|"
+                "ill}."),
+         "zh": ("{pet}是一只{coat}的{animal}，{months}个月大，重{weight}公斤，{healthy:很健康|"
+                "生病了}。",
                 "{coat}的{animal}{pet}{months}个月大，体重{weight}公斤，身体{healthy:健康|不好}。",
                 "{animal}{pet}：{coat}，{months}个月，{weight}公斤，{healthy:健康|有病}。")},
     ),
@@ -253,7 +268,9 @@ class JsonObject:
         return Example(self.name, lang, messages=messages, meta={"schema": schema, "text": text})
 
     def score(self, example: Example, answer: dict[str, Any]) -> bool:
-        """The content is one JSON object, equal to the gold one, types included; no tool is called."""
+        """The content is one JSON object, equal to the gold one, types included; no tool is
+        called.
+        """
         assert example.messages is not None
         try:
             value = parse_object(str(answer.get("content") or ""))

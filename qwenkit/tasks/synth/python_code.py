@@ -1,9 +1,11 @@
-"""Two skills on raw text: `python_complete` finishes a short function, `python_fill` fills in the middle of one.
+"""Two skills on raw text: `python_complete` finishes a short function, `python_fill` fills in the
+middle of one.
 
-Functions come from the rows of python_functions.py and from two grammars that compose a selection, a mapping and a
-collection over numbers or words. The docstring is in the language of the example; code is code. The middle that is to
-be filled in starts and ends where the published tokenizer splits, as an editor's cursor mostly does. Scoring compares
-syntax trees and runs nothing. Not covered: classes, imports, several functions, equivalent but different programs.
+Functions come from the rows of python_functions.py and from two grammars that compose a selection,
+a mapping and a collection over numbers or words. The docstring is in the language of the example;
+code is code. The middle that is to be filled in starts and ends where the published tokenizer
+splits, as an editor's cursor mostly does. Scoring compares syntax trees and runs nothing. Not
+covered: classes, imports, several functions, equivalent but different programs.
 """
 
 from __future__ import annotations
@@ -23,9 +25,11 @@ FIM_PREFIX, FIM_SUFFIX, FIM_MIDDLE = "<|fim_prefix|>", "<|fim_suffix|>", "<|fim_
 GRAMMAR_SHARE = 0.3
 """Share of the functions that a grammar composes."""
 WHOLE_LINES_SHARE = 0.5
-"""Share of the fill-in examples whose middle is whole lines; in the rest it is a part of one line."""
+"""Share of the fill-in examples whose middle is whole lines; in the rest it is a part of one line.
+"""
 MATCHED_NAMES_SHARE = 0.7
-"""Share of the functions whose parameters are named alike: (left, right), but sometimes (left, y)."""
+"""Share of the functions whose parameters are named alike: (left, right),
+but sometimes (left, y)."""
 
 # The pre-tokenizer's split, in Python's own syntax: [^\W\d_] is a letter.
 _PIECE = re.compile(
@@ -35,7 +39,9 @@ _PIECE = re.compile(
 
 @dataclass(frozen=True)
 class Function:
-    """A function's source in two parts: `head` ends with the docstring's line, `body` with a newline."""
+    """A function's source in two parts: `head` ends with the docstring's line, `body` with a
+    newline.
+    """
 
     head: str
     body: str
@@ -92,7 +98,11 @@ def _from_numbers(rng: random.Random, lang: str) -> Function:
     which, which_en, which_zh, condition = rng.choice(_SELECTIONS)
     how, how_en, how_zh, value = rng.choice(_MAPPINGS)
     end, end_en, end_zh, shape = rng.choice(_COLLECTIONS)
-    words = {"xs": rng.choice(("xs", "numbers", "values", "data")), "k": rng.randint(2, 30), "v": "x"}
+    words = {
+        "xs": rng.choice(("xs", "numbers", "values", "data")),
+        "k": str(rng.randint(2, 30)),
+        "v": "x",
+    }
     what = how_en + which_en if lang == "en" else which_zh + how_zh
     doc = (end_en if lang == "en" else end_zh).format(what=what.format(**words))
     code = (value + " for {v} in {xs}" + condition).format(**words)
@@ -104,9 +114,24 @@ def _from_numbers(rng: random.Random, lang: str) -> Function:
 
 _WORD_SELECTIONS = (
     ("", "words in {xs}", "{xs}中的单词", ""),
-    ("long", "words in {xs} with more than {k} letters", "{xs}中超过{k}个字母的单词", " if len({v}) > {k}"),
-    ("short", "words in {xs} with fewer than {k} letters", "{xs}中少于{k}个字母的单词", " if len({v}) < {k}"),
-    ("starting", "words in {xs} that start with {c}", "{xs}中以{c}开头的单词", " if {v}.startswith({c})"),
+    (
+        "long",
+        "words in {xs} with more than {k} letters",
+        "{xs}中超过{k}个字母的单词",
+        " if len({v}) > {k}",
+    ),
+    (
+        "short",
+        "words in {xs} with fewer than {k} letters",
+        "{xs}中少于{k}个字母的单词",
+        " if len({v}) < {k}",
+    ),
+    (
+        "starting",
+        "words in {xs} that start with {c}",
+        "{xs}中以{c}开头的单词",
+        " if {v}.startswith({c})",
+    ),
     ("ending", "words in {xs} that end with {c}", "{xs}中以{c}结尾的单词", " if {v}.endswith({c})"),
     ("containing", "words in {xs} that contain {c}", "{xs}中含有{c}的单词", " if {c} in {v}"),
 )
@@ -127,7 +152,7 @@ def _from_words(rng: random.Random, lang: str) -> Function:
     letter = f"'{rng.choice('abcdefghijklmnopqrstuvwxyz')}'"
     words = {
         "xs": rng.choice(("words", "names", "strings", "lines")),
-        "k": rng.randint(2, 15),
+        "k": str(rng.randint(2, 15)),
         "c": letter,
         "v": "word",
     }
@@ -135,7 +160,7 @@ def _from_words(rng: random.Random, lang: str) -> Function:
     doc = (how_en if lang == "en" else how_zh).format(what=what)
     rest = (" for {v} in {xs}" + condition).format(**words)
     name = "_".join(word for word in (how, which, "words") if word)
-    return _function(name, [str(words["xs"])], doc, "return " + shape.format(v="word", rest=rest))
+    return _function(name, [words["xs"]], doc, "return " + shape.format(v="word", rest=rest))
 
 
 def draw_function(rng: random.Random, lang: str) -> Function:
@@ -146,7 +171,9 @@ def draw_function(rng: random.Random, lang: str) -> Function:
 
 
 def same_program(left: str, right: str) -> bool:
-    """Whether two sources have the same syntax tree: layout and comments do not count. Runs nothing."""
+    """Whether two sources have the same syntax tree: layout and comments do not count. Runs
+    nothing.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SyntaxWarning)
         try:
@@ -167,7 +194,9 @@ class PythonComplete:
     def score(self, example: Example, answer: dict[str, Any]) -> bool:
         """The finished function has the gold function's syntax tree."""
         assert example.prompt is not None and example.completion is not None
-        return same_program(example.prompt + str(answer["content"]), example.prompt + example.completion)
+        return same_program(
+            example.prompt + str(answer["content"]), example.prompt + example.completion
+        )
 
 
 class PythonFill:
@@ -178,7 +207,8 @@ class PythonFill:
     def sample(self, rng: random.Random, lang: str) -> Example:
         while True:
             function = draw_function(rng, lang)
-            # The same function may be completed elsewhere: keep whole functions on one side of the split.
+            # The same function may be completed elsewhere: keep whole functions on one side of the
+            # split.
             whole = Example(PythonComplete.name, lang, prompt=function.head)
             example = self._cut(rng, lang, function)
             if whole.is_held_out() == example.is_held_out():
@@ -190,12 +220,16 @@ class PythonFill:
         before, after = function.head + function.body[:start], function.body[end:]
         prompt = f"{FIM_PREFIX}{before}{FIM_SUFFIX}{after}{FIM_MIDDLE}"
         meta = {"before": before, "after": after}
-        return Example(self.name, lang, prompt=prompt, completion=function.body[start:end], meta=meta)
+        return Example(
+            self.name, lang, prompt=prompt, completion=function.body[start:end], meta=meta
+        )
 
     def score(self, example: Example, answer: dict[str, Any]) -> bool:
         """The function with the gap filled has the gold function's syntax tree."""
         before, after = example.meta["before"], example.meta["after"]
-        return same_program(f"{before}{answer['content']}{after}", f"{before}{example.completion}{after}")
+        return same_program(
+            f"{before}{answer['content']}{after}", f"{before}{example.completion}{after}"
+        )
 
 
 def _whole_lines(rng: random.Random, body: str) -> tuple[int, int]:
@@ -213,7 +247,9 @@ def _part_of_line(rng: random.Random, body: str) -> tuple[int, int]:
     index = rng.randrange(len(lines))
     offset = len("".join(lines[:index]))
     line = lines[index].rstrip("\n")
-    bounds = [match.start() for match in _PIECE.finditer(line) if match.group().strip()] + [len(line)]
+    bounds = [match.start() for match in _PIECE.finditer(line) if match.group().strip()] + [
+        len(line)
+    ]
     if len(bounds) <= 2:
         return offset, offset + len(line)
     first = rng.randrange(len(bounds) - 2)

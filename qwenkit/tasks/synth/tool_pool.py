@@ -1,8 +1,10 @@
-"""The tools that the tiny family learns to call: definitions, requests, results and closing sentences, as data.
+"""The tools that the tiny family learns to call: definitions, requests, results and closing
+sentences, as data.
 
-Each `Tool` is one row of `TOOLS`. Names of functions and parameters come in variants, so a model has to read the
-schema that it is offered and cannot learn the names by heart. Results are made up; only sums, exchange rates (rough)
-and translations are computed. Not covered: several calls in one turn, nested or array parameters.
+Each `Tool` is one row of `TOOLS`. Names of functions and parameters come in variants, so a model
+has to read the schema that it is offered and cannot learn the names by heart. Results are made up;
+only sums, exchange rates (rough) and translations are computed. Not covered: several calls in one
+turn, nested or array parameters.
 """
 
 from __future__ import annotations
@@ -21,7 +23,9 @@ Outcome = Callable[[random.Random, str, Values], Values]
 
 @dataclass(frozen=True)
 class Param:
-    """One parameter: the slot it fills in a request, the names that a schema may give it, its JSON type."""
+    """One parameter: the slot it fills in a request, the names that a schema may give it, its JSON
+    type.
+    """
 
     slot: str
     names: tuple[str, ...]
@@ -31,7 +35,9 @@ class Param:
 
 @dataclass(frozen=True)
 class Tool:
-    """One tool. Request templates name slots in braces; slots that start with `_` are wording, not arguments."""
+    """One tool. Request templates name slots in braces; slots that start with `_` are wording, not
+    arguments.
+    """
 
     names: tuple[str, ...]
     about: dict[str, str]
@@ -42,7 +48,9 @@ class Tool:
     says: dict[str, str]
 
     def schema(self, lang: str, rng: random.Random) -> tuple[dict[str, Any], dict[str, str]]:
-        """The definition in OpenAI's form, with the names chosen, and the map from slot to parameter name."""
+        """The definition in OpenAI's form, with the names chosen, and the map from slot to
+        parameter name.
+        """
         chosen = {param.slot: rng.choice(param.names) for param in self.params}
         function = {
             "name": rng.choice(self.names),
@@ -163,7 +171,8 @@ TOOLS: tuple[Tool, ...] = (
         {"en": ("What is the weather like in {city}?", "How is the weather in {city} now?",
                 "Weather in {city}, please.",
                 "Is it raining in {city}?"),
-         "zh": ("{city}天气怎么样？", "请查一下{city}的天气。", "{city}现在下雨吗？", "我想知道{city}的天气。")},
+         "zh": ("{city}天气怎么样？", "请查一下{city}的天气。", "{city}现在下雨吗？",
+                "我想知道{city}的天气。")},
         _pick("city"),
         _echo("city", extra=_all(_pick("sky"), _int("temperature", -9, 38))),
         {"en": "In {city} it is {sky} and {temperature} degrees.",
@@ -186,7 +195,8 @@ TOOLS: tuple[Tool, ...] = (
         (Param("minutes", ("minutes", "duration"), "integer"),),
         {"en": ("Set a timer for {minutes} minutes.", "Start a {minutes} minute timer.",
                 "Tell me when {minutes} minutes are over."),
-         "zh": ("设一个{minutes}分钟的计时器。", "请计时{minutes}分钟。", "{minutes}分钟后提醒我。")},
+         "zh": ("设一个{minutes}分钟的计时器。", "请计时{minutes}分钟。",
+                "{minutes}分钟后提醒我。")},
         _int("minutes", 2, 99),
         _echo("minutes"),
         {"en": "The timer is set for {minutes} minutes.", "zh": "计时器已设为{minutes}分钟。"},
@@ -194,10 +204,12 @@ TOOLS: tuple[Tool, ...] = (
     Tool(
         ("set_alarm", "alarm"),
         {"en": "Set an alarm clock", "zh": "设置闹钟"},
-        (Param("time", ("time", "at")), Param("day", ("day", "date"), required=False)),
+        (Param("time", ("time", "at")),
+         Param("day", ("day", "date"), required=False)),
         {"en": ("Wake me at {time}.", "Set an alarm for {time}.",
                 "Set an alarm for {time} on {day}.", "Wake me on {day} at {time}."),
-         "zh": ("{time}叫我起床。", "把闹钟设在{time}。", "请设一个{day}{time}的闹钟。", "{day}{time}叫醒我。")},
+         "zh": ("{time}叫我起床。", "把闹钟设在{time}。", "请设一个{day}{time}的闹钟。",
+                "{day}{time}叫醒我。")},
         _all(_clock, _pick("day:weekday")),
         _echo("time"),
         {"en": "The alarm is set for {time}.", "zh": "闹钟已设在{time}。"},
@@ -209,7 +221,8 @@ TOOLS: tuple[Tool, ...] = (
          Param("to", ("to", "target"))),
         {"en": ("Convert {amount} {from} to {to}.", "How much is {amount} {from} in {to}?",
                 "What is {amount} {from} worth in {to}?"),
-         "zh": ("把{amount}{from}换成{to}。", "{amount}{from}是多少{to}？", "请把{amount}{from}换算成{to}。")},
+         "zh": ("把{amount}{from}换成{to}。", "{amount}{from}是多少{to}？",
+                "请把{amount}{from}换算成{to}。")},
         _all(_int("amount", 2, 999), _two("currency")),
         _converted,
         {"en": "{amount} {from} is {result} {to}.", "zh": "{amount}{from}等于{result}{to}。"},
@@ -220,7 +233,8 @@ TOOLS: tuple[Tool, ...] = (
         (Param("name", ("to", "recipient")), Param("text", ("text", "message"))),
         {"en": ('Send {name} the message "{text}".', "Write to {name}: {text}.",
                 'Tell {name} "{text}", please.'),
-         "zh": ("给{name}发消息：{text}。", "告诉{name}“{text}”。", "请给{name}发一条消息，说“{text}”。")},
+         "zh": ("给{name}发消息：{text}。", "告诉{name}“{text}”。",
+                "请给{name}发一条消息，说“{text}”。")},
         _all(_pick("name"), _phrase("who", "state", "text")),
         _echo("name"),
         {"en": "The message to {name} has been sent.", "zh": "给{name}的消息已经发出。"},
@@ -231,7 +245,8 @@ TOOLS: tuple[Tool, ...] = (
         (Param("text", ("text", "source")), Param("language", ("language", "target"))),
         {"en": ('Translate "{text}" into {language}.', 'How do you say "{text}" in {language}?',
                 'What is "{text}" in {language}?'),
-         "zh": ("把“{text}”翻译成{language}。", "“{text}”用{language}怎么说？", "请把“{text}”译成{language}。")},
+         "zh": ("把“{text}”翻译成{language}。", "“{text}”用{language}怎么说？",
+                "请把“{text}”译成{language}。")},
         _translation,
         _translated,
         {"en": 'In {language} that is "{translation}".', "zh": "用{language}说是“{translation}”。"},
@@ -273,11 +288,12 @@ TOOLS: tuple[Tool, ...] = (
     Tool(
         ("add_event", "create_event"),
         {"en": "Add a calendar event", "zh": "添加日程"},
-        (Param("title", ("title", "event")), Param("day", ("day", "date")), Param("time", ("time",
-                                                                                           "start"), required=False)),
+        (Param("title", ("title", "event")), Param("day", ("day", "date")),
+         Param("time", ("time", "start"), required=False)),
         {"en": ('Put "{title}" into my calendar for {day}.', "New calendar entry: {title}, {day}.",
                 "Add {title}, {day} at {time}, to my calendar."),
-         "zh": ("把“{title}”加到{day}的日程里。", "新建日程：{day}，{title}。", "在日历里添加{day}{time}的{title}。")},
+         "zh": ("把“{title}”加到{day}的日程里。", "新建日程：{day}，{title}。",
+                "在日历里添加{day}{time}的{title}。")},
         _all(_phrase("event", "event_end", "title"), _pick("day"), _clock),
         _echo("title", "day"),
         {"en": '"{title}" is in your calendar for {day}.', "zh": "“{title}”已加到{day}的日程。"},
@@ -301,7 +317,8 @@ TOOLS: tuple[Tool, ...] = (
         {"en": ("Book a table for {people} at {place} at {time}.",
                 "We are {people} people and want to eat at {place} at {time}.",
                 "Reserve a table at {place} for {people} people at {time}."),
-         "zh": ("在{place}订一张{people}人桌，{time}到。", "我们{people}个人{time}想去{place}吃饭，请订位。",
+         "zh": ("在{place}订一张{people}人桌，{time}到。",
+                "我们{people}个人{time}想去{place}吃饭，请订位。",
                 "请预订{place}{time}的座位，{people}人。")},
         _all(_pick("place"), _int("people", 2, 12), _clock),
         _echo("place", "people", "time"),
@@ -325,20 +342,23 @@ TOOLS: tuple[Tool, ...] = (
         (Param("task", ("task", "item")),),
         {"en": ("Remind me to {task}.", "Put on my to-do list: {task}.", "Add a task: {task}.",
                 "I must not forget to {task}."),
-         "zh": ("提醒我{task}。", "待办：{task}。", "把“{task}”加到待办清单。", "别让我忘了{task}。")},
+         "zh": ("提醒我{task}。", "待办：{task}。", "把“{task}”加到待办清单。",
+                "别让我忘了{task}。")},
         _phrase("do", "thing", "task"),
         _echo("task", extra=_int("open", 2, 30)),
-        {"en": 'Noted: "{task}". You have {open} open tasks.', "zh": "已记下“{task}”，共有{open}项待办。"},
+        {"en": 'Noted: "{task}". You have {open} open tasks.',
+         "zh": "已记下“{task}”，共有{open}项待办。"},
     ),
     Tool(
         ("find_flight", "search_flights"),
         {"en": "Find a flight", "zh": "查询航班"},
-        (Param("from", ("from", "origin")), Param("to", ("to", "destination")), Param("day",
-                                                                                      ("day",
-                                                                                       "date"), required=False)),
+        (Param("from", ("from", "origin")), Param("to", ("to", "destination")),
+        
+         Param("day", ("day", "date"), required=False)),
         {"en": ("Find a flight from {from} to {to}.", "I want to fly from {from} to {to} on {day}.",
                 "Is there a flight to {to} from {from} on {day}?"),
-         "zh": ("查一下从{from}到{to}的航班。", "我想{day}从{from}飞到{to}。", "{day}从{from}去{to}有航班吗？")},
+         "zh": ("查一下从{from}到{to}的航班。", "我想{day}从{from}飞到{to}。",
+                "{day}从{from}去{to}有航班吗？")},
         _all(_two("city"), _pick("day:weekday")),
         _echo("from", "to", extra=_all(_clock, _int("price", 40, 990))),
         {"en": "A flight from {from} to {to} leaves at {time} and costs {price} euros.",

@@ -5,21 +5,26 @@ from __future__ import annotations
 WORDS: dict[str, dict[str, tuple[str, ...]]] = {
     "city": {
         "en": tuple(
-            "Paris Rome Berlin Madrid London Vienna Prague Oslo Dublin Lisbon Athens Cairo Tokyo Beijing Shanghai "
-            "Seoul Delhi Sydney Boston Chicago Toronto Lima Moscow Hangzhou Bangkok Singapore Milan Geneva".split()
+            "Paris Rome Berlin Madrid London Vienna Prague Oslo Dublin Lisbon Athens Cairo "
+            "Tokyo Beijing Shanghai "
+            "Seoul Delhi Sydney Boston Chicago Toronto Lima Moscow Hangzhou Bangkok Singapore "
+            "Milan Geneva".split()
         ),
         "zh": tuple(
-            "北京 上海 广州 深圳 杭州 南京 成都 重庆 武汉 西安 天津 苏州 青岛 大连 厦门 昆明 长沙 郑州 济南 沈阳 "
+            "北京 上海 广州 深圳 杭州 南京 成都 重庆 武汉 西安 天津 苏州 青岛 大连 厦门 昆明 "
+            "长沙 郑州 济南 沈阳 "
             "香港 巴黎 伦敦 东京 纽约 柏林 罗马 悉尼".split()
         ),
     },
     "name": {
         "en": tuple(
-            "Anna Ben Clara David Emma Frank Grace Henry Irene Jack Kate Leo Mary Nina Oscar Paul Rosa Sam Tina "
+            "Anna Ben Clara David Emma Frank Grace Henry Irene Jack Kate Leo Mary Nina Oscar "
+            "Paul Rosa Sam Tina "
             "Victor Wendy Tom Lucy Peter".split()
         ),
         "zh": tuple(
-            "小明 小红 小刚 小丽 李华 王芳 张伟 刘洋 陈静 赵磊 周敏 吴强 孙燕 林涛 妈妈 爸爸 老师 经理 "
+            "小明 小红 小刚 小丽 李华 王芳 张伟 刘洋 陈静 赵磊 周敏 吴强 孙燕 林涛 妈妈 爸爸 "
+            "老师 经理 "
             "王老师 李医生".split()
         ),
     },

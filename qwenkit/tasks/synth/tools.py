@@ -1,9 +1,11 @@
-"""Two skills: `tool_call` makes one right call out of 1–4 offered tools, `tool_answer` tells its result in a sentence.
+"""Two skills: `tool_call` makes one right call out of 1–4 offered tools, `tool_answer` tells its
+result in a sentence.
 
-A request names every argument word for word; the schema names the parameters, in variants, so both have to be read.
-One `tool_call` example in ten offers no tool that fits, and the right answer is then `NO_TOOL`. A `tool_answer`
-example is the whole conversation, call included, so training on it also trains the call; one in twenty results is an
-error. Not covered: several calls in one turn, calls without a request, results that are not a JSON object.
+A request names every argument word for word; the schema names the parameters, in variants, so both
+have to be read. One `tool_call` example in ten offers no tool that fits, and the right answer is
+then `NO_TOOL`. A `tool_answer` example is the whole conversation, call included, so training on it
+also trains the call; one in twenty results is an error. Not covered: several calls in one turn,
+calls without a request, results that are not a JSON object.
 """
 
 from __future__ import annotations
@@ -38,7 +40,8 @@ ERROR_SHARE = 0.05
 ENGLISH_SCHEMA_SHARE = 0.25
 """Share of the Chinese examples whose tools are described in English, as is common."""
 
-# With no fitting tool on offer, a near one must not be there either: searching the web fits almost any request, and a
+# With no fitting tool on offer, a near one must not be there either: searching the web fits almost
+# any request, and a
 # reminder can be had from a timer.
 _NEAR = (
     {"set_timer", "set_alarm", "add_todo", "add_event"},
@@ -48,7 +51,9 @@ _NEAR = (
 
 @dataclass(frozen=True)
 class Ask:
-    """One request: the offered tools, what the user says, and the right call (None if no tool fits)."""
+    """One request: the offered tools, what the user says, and the right call (None if no tool
+    fits).
+    """
 
     tool: Tool
     tools: list[dict[str, Any]]
@@ -127,7 +132,8 @@ class ToolAnswer:
         while True:
             example = self._draw(rng, lang)
             assert example.messages is not None
-            # The call is trained too, so its question must lie on the same side of the split as the whole.
+            # The call is trained too, so its question must lie on the same side of the split as the
+            # whole.
             call = Example(ToolCall.name, lang, messages=example.messages[:2], tools=example.tools)
             if call.is_held_out() == example.is_held_out():
                 return example
