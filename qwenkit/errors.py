@@ -86,12 +86,27 @@ class ContextLengthError(RequestError):
         )
 
 
+class EngineError(QwenkitError):
+    """A valid request was ended by the engine: logits that are not finite, a failing kernel, or closing."""
+
+
 class DataError(QwenkitError):
     """A row of a data set is unusable; the message starts with `file:line`."""
 
 
 class TrainError(QwenkitError):
     """Training cannot start, go on, or resume."""
+
+
+class TrainInterrupted(TrainError):
+    """Training was asked to stop (SIGTERM: exit code 143, SIGINT: 130) and has saved a checkpoint."""
+
+    def __init__(self, signum: int, step: int, checkpoints: str) -> None:
+        self.exit_code = 128 + signum
+        super().__init__(
+            f"Stopped by signal {signum} after step {step}; the checkpoint is in {checkpoints}.",
+            "Run the same command again to go on.",
+        )
 
 
 class OutOfMemoryError(QwenkitError):

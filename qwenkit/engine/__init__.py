@@ -2,7 +2,13 @@
 
 from qwenkit.engine.driver import Driver
 from qwenkit.engine.engine import Engine
-from qwenkit.engine.request import FinishReason, Request, RequestOutput, SamplingParams, TokenLogprob
+from qwenkit.engine.request import (
+    FinishReason,
+    Request,
+    RequestOutput,
+    SamplingParams,
+    TokenLogprob,
+)
 
 __all__ = [
     "Driver",

@@ -9,11 +9,15 @@ from collections.abc import Iterable
 
 
 class BlockPool:
-    """`num_blocks` blocks of `block_size` tokens each. The block freed last is handed out first (warm in cache)."""
+    """`num_blocks` blocks of `block_size` tokens each. The block freed last is handed out first
+    (warm in cache).
+    """
 
     def __init__(self, num_blocks: int, block_size: int) -> None:
         if num_blocks < 1 or block_size < 1:
-            raise ValueError(f"num_blocks {num_blocks} and block_size {block_size} must be at least 1")
+            raise ValueError(
+                f"num_blocks {num_blocks} and block_size {block_size} must be at least 1"
+            )
         self.num_blocks = num_blocks
         self.block_size = block_size
         self._free = list(range(num_blocks - 1, -1, -1))
@@ -44,7 +48,9 @@ class BlockPool:
         return blocks
 
     def free(self, blocks: Iterable[int]) -> None:
-        """Take blocks back. Freeing a free block is a bug (AssertionError), never a silent double entry."""
+        """Take blocks back. Freeing a free block is a bug (AssertionError), never a silent double
+        entry.
+        """
         for block in blocks:
             assert self._used[block], f"block {block} was freed twice"
             self._used[block] = 0

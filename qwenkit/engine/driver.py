@@ -1,8 +1,9 @@
 """The one thread that steps an engine, for any number of threads and coroutines that want tokens.
 
-`submit` checks requests in the caller's thread (a bad one raises there), queues them, and from then on the thread
-calls `sink(output)` for each output. A sink must be quick and must not block: put into a queue and return.
-The thread starts with the first request, sleeps when there is nothing to do, and ends with `close`.
+`submit` checks requests in the caller's thread (a bad one raises there), queues them, and from then
+on the thread calls `sink(output)` for each output. A sink must be quick and must not block: put
+into a queue and return. The thread starts with the first request, sleeps when there is nothing to
+do, and ends with `close`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Callable, Sequence
 
 from qwenkit.engine.engine import Engine
 from qwenkit.engine.request import Request, RequestOutput
-from qwenkit.errors import QwenkitError, RequestError
+from qwenkit.errors import EngineError, QwenkitError
 
 Sink = Callable[[RequestOutput], None]
 CLOSED = "The engine was closed."
@@ -34,26 +35,34 @@ class Driver:
         self._closed = False
 
     def submit(self, requests: Sequence[Request], sink: Sink) -> None:
-        """Queue all of the requests, or none: errors are those of `Engine.check`, raised before any is queued."""
+        """Queue all of the requests, or none: errors are those of `Engine.check`, raised before any
+        is queued.
+        """
         for request in requests:
             self.engine.check(request)
         with self._wake:
             if self._closed:
-                raise RequestError(CLOSED, "Make a new LLM.")
+                raise EngineError(CLOSED, "Make a new LLM.")
             self._arrived += [(request, sink) for request in requests]
             if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="qwenkit-engine", daemon=True)
+                self._thread = threading.Thread(
+                    target=self._run, name="qwenkit-engine", daemon=True
+                )
                 self._thread.start()
             self._wake.notify()
 
     def abort(self, request_ids: Sequence[str]) -> None:
-        """End requests within one step; their sinks get one last output. Unknown and ended ids change nothing."""
+        """End requests within one step; their sinks get one last output. Unknown and ended ids
+        change nothing.
+        """
         with self._wake:
             self._unwanted += request_ids
             self._wake.notify()
 
     def close(self) -> None:
-        """End everything that runs (sinks get "abort") and stop the thread. Closing again changes nothing."""
+        """End everything that runs (sinks get "abort") and stop the thread. Closing again changes
+        nothing.
+        """
         with self._wake:
             self._closed = True
             self._wake.notify()
@@ -93,7 +102,7 @@ class Driver:
     def _step(self) -> list[RequestOutput]:
         try:
             return self.engine.step()
-        except Exception as error:  # the engine contains what requests cause; this is a bug, and nobody may hang on it
+        except Exception as error:  # a bug: what requests cause, the engine contains
             _log.exception("a step of the engine failed; every running request ends")
             text = f"The engine failed: {type(error).__name__}: {error}"
             failed = [RequestOutput(i, finish_reason="error", error=text) for i in self._sinks]
@@ -109,7 +118,9 @@ class Driver:
             del self._sinks[output.id]
         try:
             sink(output)
-        except Exception:  # for instance an event loop that was closed: its request ends, the others go on
+        except (
+            Exception
+        ):  # for instance an event loop that was closed: its request ends, the others go on
             _log.exception("the receiver of request %s failed", output.id)
             self._sinks.pop(output.id, None)
             self.engine.abort(output.id)

@@ -6,11 +6,12 @@
         for output in engine.step():
             print(output.id, output.new_ids, output.finish_reason)
 
-The model is used as it is (its weights may change between steps, as reinforcement learning does). Whatever goes
-wrong with one request ends that request alone: a bad one is refused by `add`, one with NaN logits ends with "error",
-and when a forward raises, its sequences are tried again one by one so that only the guilty ones end.
-Not thread-safe: one thread calls everything (`qwenkit.engine.driver` is that thread).
-Not covered: prefix caching, preemption, speculation, text.
+The model is used as it is (its weights may change between steps, as reinforcement learning does).
+Whatever goes wrong with one request ends that request alone: a bad one is refused by `add`, one
+with NaN logits ends with "error", and when a forward raises, its sequences are tried again one by
+one so that only the guilty ones end. Not thread-safe: one thread calls everything
+(`qwenkit.engine.driver` is that thread). Not covered: prefix caching, preemption, speculation,
+text.
 """
 
 from __future__ import annotations
@@ -36,8 +37,9 @@ class Engine:
 
     Args:
         model: its device and dtype are where and how the cache is kept.
-        num_blocks, kv_bytes: size of the cache, one or the other; by default room for `max_sequences` full
-            contexts, within a quarter of the free memory and 4 GiB (CUDA: within 80 % of the free memory).
+        num_blocks, kv_bytes: size of the cache, one or the other; by default room for
+            `max_sequences` full contexts, within a quarter of the free memory and 4 GiB (CUDA:
+            within 80 % of the free memory).
         block_size: tokens of a cache block.
         max_batch_tokens: tokens of one forward; longer prompts are computed in chunks.
         max_sequences: sequences that run at once; more wait.
@@ -67,7 +69,9 @@ class Engine:
                 kv_bytes = default_kv_bytes(config, tokens, model.dtype, model.device)
             num_blocks = blocks_in(config, kv_bytes, block_size, model.dtype)
         pool = BlockPool(num_blocks, block_size)
-        self.scheduler = Scheduler(pool, max_batch_tokens=max_batch_tokens, max_sequences=max_sequences)
+        self.scheduler = Scheduler(
+            pool, max_batch_tokens=max_batch_tokens, max_sequences=max_sequences
+        )
         self.cache = KVCache(config, num_blocks, block_size, dtype=model.dtype, device=model.device)
         widest = min(num_blocks, pool.blocks_for(self.context_length))
         self.runner = Runner(model, self.cache, max_sequences=max_sequences, max_blocks=widest)
@@ -101,7 +105,8 @@ class Engine:
             for token in ids:
                 if type(token) is not int or not 0 <= token < self.vocab_size:
                     raise RequestError(
-                        f"{name} has the token id {token!r:.40}; ids are integers from 0 to {self.vocab_size - 1}.",
+                        f"{name} has the token id {token!r:.40}; "
+                        f"ids are integers from 0 to {self.vocab_size - 1}.",
                         param=name,
                     )
         if request.num_prompt + params.max_tokens > self.context_length:
@@ -110,16 +115,19 @@ class Engine:
             )
         if not self.scheduler.fits(request):
             raise RequestError(
-                f"The request needs {request.capacity} tokens of cache, which holds {self.cache_tokens}.",
+                f"The request needs {request.capacity} tokens of cache, "
+                f"which holds {self.cache_tokens}.",
                 "Lower max_tokens or give a larger kv_bytes.",
                 param="max_tokens",
             )
 
     def add(self, request: Request) -> None:
-        """Queue a request. Errors: those of `check`; RequestError when its id is already running."""
+        """Queue a request. Errors: those of `check`; RequestError when its id already runs."""
         self.check(request)
         if request.id in self._requests:
-            raise RequestError(f"A request with the id {request.id!r} is already running.", param="id")
+            raise RequestError(
+                f"A request with the id {request.id!r} is already running.", param="id"
+            )
         config = self.model.config
         longest = request.num_prompt + request.params.max_tokens
         request.scaled = config.yarn is not None and longest > config.original_context_length
@@ -127,7 +135,9 @@ class Engine:
         self.scheduler.add(request)
 
     def abort(self, request_id: str) -> None:
-        """End a request; the next step reports it with "abort". Unknown and ended ids change nothing."""
+        """End a request; the next step reports it with "abort". Unknown and ended ids change
+        nothing.
+        """
         request = self._requests.get(request_id)
         if request is None:
             return
@@ -148,7 +158,9 @@ class Engine:
             draws = self._one_by_one(plan)
         self.scheduler.commit(plan, [draw.token for draw in draws])
         for request, draw in zip(plan.sampling, draws, strict=True):
-            output = RequestOutput(request.id, finish_reason=request.finish_reason, error=draw.error)
+            output = RequestOutput(
+                request.id, finish_reason=request.finish_reason, error=draw.error
+            )
             if draw.token is not None:
                 output.new_ids.append(draw.token)
             if draw.logprob is not None:
@@ -159,10 +171,11 @@ class Engine:
         return outputs
 
     def _one_by_one(self, plan: Plan) -> list[Draw]:
-        """Every span alone. Storing keys twice in the same slots is harmless, so nothing needs undoing.
+        """Every span alone. Storing keys twice in the same slots is harmless, so nothing needs
+        undoing.
 
-        A span that does not sample has no draw to carry its error; it is made to sample, so that `commit` and
-        `step` end it like any other.
+        A span that does not sample has no draw to carry its error; it is made to sample, so that
+        `commit` and `step` end it like any other.
         """
         draws: list[Draw] = []
         for span in plan.spans:

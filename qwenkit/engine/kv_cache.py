@@ -1,4 +1,5 @@
-"""The paged key-value cache: one pair of tensors a layer, cut into blocks that `BlockPool` hands out by number.
+"""The paged key-value cache: one pair of tensors a layer, cut into blocks that `BlockPool` hands
+out by number.
 
 Legend: B blocks of T slots, K key-value heads, D head dim.
 """
@@ -15,11 +16,15 @@ from qwenkit.utils import human_bytes
 
 CPU_SHARE, CUDA_SHARE = 0.25, 0.8
 CPU_CAP = 4 << 30
-"""On the CPU the default cache stays under 4 GiB; pages are only taken from the system when they are written."""
+"""On the CPU the default cache stays under 4 GiB; pages are only taken from the system when they
+are written.
+"""
 
 
 class KVCache:
-    """`k[layer]` and `v[layer]`: (B, T, K, D) each. The memory is not cleared: whoever reads must mask."""
+    """`k[layer]` and `v[layer]`: (B, T, K, D) each. The memory is not cleared: whoever reads must
+    mask.
+    """
 
     def __init__(
         self,
@@ -33,8 +38,14 @@ class KVCache:
         shape = (num_blocks, block_size, config.num_key_value_heads, config.head_dim)
         self.num_blocks, self.block_size = num_blocks, block_size
         try:
-            self.k = [torch.empty(shape, dtype=dtype, device=device) for _ in range(config.num_hidden_layers)]
-            self.v = [torch.empty(shape, dtype=dtype, device=device) for _ in range(config.num_hidden_layers)]
+            self.k = [
+                torch.empty(shape, dtype=dtype, device=device)
+                for _ in range(config.num_hidden_layers)
+            ]
+            self.v = [
+                torch.empty(shape, dtype=dtype, device=device)
+                for _ in range(config.num_hidden_layers)
+            ]
         except RuntimeError as error:  # torch's allocators raise nothing narrower on the CPU
             size = config.kv_bytes_per_token(dtype.itemsize) * block_size * num_blocks
             raise OutOfMemoryError(
@@ -48,7 +59,9 @@ class KVCache:
 
 
 def blocks_in(config: ModelConfig, kv_bytes: int, block_size: int, dtype: torch.dtype) -> int:
-    """Blocks of `block_size` tokens that fit into `kv_bytes`. OutOfMemoryError when not even one does."""
+    """Blocks of `block_size` tokens that fit into `kv_bytes`. OutOfMemoryError when not even one
+    does.
+    """
     per_block = config.kv_bytes_per_token(dtype.itemsize) * block_size
     if kv_bytes < per_block:
         raise OutOfMemoryError(

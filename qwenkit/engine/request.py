@@ -1,9 +1,10 @@
 """What is asked of the engine and what comes back: token ids in, token ids out.
 
-`SamplingParams` is frozen and checked when it is built, so that nothing after it meets a NaN temperature.
-Ids of the vocabulary (prompt, `logit_bias`, `stop_token_ids`) are checked by `Engine.check`, which knows it.
-The arithmetic of a request's life (what is computed, what is left) stands here as properties.
-Not covered: text, stop strings and `n` (see `qwenkit.llm`, which makes one request for each sample).
+`SamplingParams` is frozen and checked when it is built, so that nothing after it meets a NaN
+temperature. Ids of the vocabulary (prompt, `logit_bias`, `stop_token_ids`) are checked by
+`Engine.check`, which knows it. The arithmetic of a request's life (what is computed, what is left)
+stands here as properties. Not covered: text, stop strings and `n` (see `qwenkit.llm`, which makes
+one request for each sample).
 """
 
 from __future__ import annotations
@@ -30,15 +31,16 @@ MAX_TOKENS = 1 << 24
 class SamplingParams:
     """How one completion is drawn.
 
-    Ranges (both ends included unless said otherwise); RequestError names the parameter that is outside:
+    Ranges (both ends included unless said otherwise); RequestError names the parameter that is
+    outside:
         max_tokens 1 … 2**24. min_tokens 0 … max_tokens: before it, stop ids cannot be drawn.
         temperature 0 … 100, 0 (and anything below 1e-5) is greedy. top_k ≥ 1, or 0 or -1 for off.
-        top_p above 0 … 1. min_p 0 … 1.
-        repetition_penalty 0.01 … 100, over prompt and output (arXiv 1909.05858, as Transformers has it).
-        presence_penalty, frequency_penalty -2 … 2, over the output (OpenAI's definition).
-        seed -2**63 … 2**63 - 1; the same seed draws the same random numbers whatever else is in the batch.
-        logit_bias {token id: -100 … 100}, at most 1024 entries. stop_token_ids: at most 64.
-        logprobs: None, or 0 … 20 most likely tokens beside the drawn one's own log-probability.
+        top_p above 0 … 1. min_p 0 … 1. repetition_penalty 0.01 … 100, over prompt and output (arXiv
+        1909.05858, as Transformers has it). presence_penalty, frequency_penalty -2 … 2, over the
+        output (OpenAI's definition). seed -2**63 … 2**63 - 1; the same seed draws the same random
+        numbers whatever else is in the batch. logit_bias {token id: -100 … 100}, at most 1024
+        entries. stop_token_ids: at most 64. logprobs: None, or 0 … 20 most likely tokens beside the
+        drawn one's own log-probability.
     """
 
     max_tokens: int = 128
@@ -71,16 +73,20 @@ class SamplingParams:
             _integer("logprobs", self.logprobs, 0, MAX_LOGPROBS)
         if not isinstance(self.logit_bias, Mapping) or len(self.logit_bias) > MAX_LOGIT_BIAS:
             raise RequestError(
-                f"logit_bias must map at most {MAX_LOGIT_BIAS} token ids to numbers.", param="logit_bias"
+                f"logit_bias must map at most {MAX_LOGIT_BIAS} token ids to numbers.",
+                param="logit_bias",
             )
         for token, bias in self.logit_bias.items():
             _integer("logit_bias", token, 0, 2**31 - 1, what="a token id")
             _number("logit_bias", bias, -100.0, 100.0)
         if isinstance(self.stop_token_ids, str) or not isinstance(self.stop_token_ids, Sequence):
-            raise RequestError("stop_token_ids must be a list of token ids.", param="stop_token_ids")
+            raise RequestError(
+                "stop_token_ids must be a list of token ids.", param="stop_token_ids"
+            )
         if len(self.stop_token_ids) > MAX_STOP_IDS:
             raise RequestError(
-                f"stop_token_ids has {len(self.stop_token_ids)} entries; at most {MAX_STOP_IDS} are taken.",
+                f"stop_token_ids has {len(self.stop_token_ids)} entries; "
+                f"at most {MAX_STOP_IDS} are taken.",
                 param="stop_token_ids",
             )
         for token in self.stop_token_ids:
@@ -105,13 +111,17 @@ class SamplingParams:
 
 @dataclass(eq=False)
 class Request:
-    """One sequence on its way through the engine. Only `id`, `prompt_ids` and `params` are the caller's."""
+    """One sequence on its way through the engine. Only `id`, `prompt_ids` and `params` are the
+    caller's.
+    """
 
     id: str
     prompt_ids: Sequence[int]
     params: SamplingParams
     scaled: bool = field(default=False, init=False)
-    """Whether its positions use the YaRN frequencies: prompt + max_tokens exceed the original context."""
+    """Whether its positions use the YaRN frequencies: prompt + max_tokens exceed the original
+    context.
+    """
     token_ids: list[int] = field(default_factory=list, init=False)
     """Prompt and output so far."""
     num_computed: int = field(default=0, init=False)
@@ -129,7 +139,7 @@ class Request:
 
     @property
     def num_pending(self) -> int:
-        """Tokens that are known but not yet in the cache: 1 while decoding, more while prefilling."""
+        """Tokens known but not yet in the cache: 1 while decoding, more while prefilling."""
         return len(self.token_ids) - self.num_computed
 
     @property
@@ -140,7 +150,8 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
-    """Log-probabilities at one step, of the model's own distribution: before penalties, bias and temperature.
+    """Log-probabilities at one step, of the model's own distribution: before penalties, bias and
+    temperature.
 
     `top` holds the most likely tokens in falling order, `params.logprobs` of them.
     """
@@ -154,8 +165,8 @@ class TokenLogprob:
 class RequestOutput:
     """What one step brought for one request.
 
-    `new_ids` includes the stop id that ended it. `logprobs` has one entry for each new id if they were asked for.
-    `error` is one line for finish_reason "error".
+    `new_ids` includes the stop id that ended it. `logprobs` has one entry for each new id if they
+    were asked for. `error` is one line for finish_reason "error".
     """
 
     id: str
@@ -173,7 +184,9 @@ def _integer(name: str, value: object, low: int, high: int, what: str = "an inte
     if isinstance(value, bool) or not isinstance(value, int):
         raise RequestError(f"{name} is {_shown(value)}; it must be {what}.", param=name)
     if not low <= value <= high:
-        raise RequestError(f"{name} is {_shown(value)}; it must be from {low} to {high}.", param=name)
+        raise RequestError(
+            f"{name} is {_shown(value)}; it must be from {low} to {high}.", param=name
+        )
 
 
 def _number(name: str, value: object, low: float, high: float, *, open_low: bool = False) -> None:

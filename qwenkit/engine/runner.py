@@ -1,8 +1,8 @@
 """From a plan to logits: builds the ragged batch of a step and runs the model on it.
 
-Everything per token is computed on the device from three numbers a sequence (where it starts, how many tokens,
-which row of the block table), so the Python cost of a step grows with sequences and not with tokens.
-Legend: N tokens, S sequences, M sampling rows, V vocab, T slots of a block.
+Everything per token is computed on the device from three numbers a sequence (where it starts, how
+many tokens, which row of the block table), so the Python cost of a step grows with sequences and
+not with tokens. Legend: N tokens, S sequences, M sampling rows, V vocab, T slots of a block.
 """
 
 from __future__ import annotations
@@ -18,27 +18,35 @@ from qwenkit.model.qwen import Qwen
 
 
 class Runner:
-    """Owns the block tables on the device; one row for each running request, from its first step to `release`."""
+    """Owns the block tables on the device; one row for each running request, from its first step to
+    `release`.
+    """
 
     def __init__(self, model: Qwen, cache: KVCache, *, max_sequences: int, max_blocks: int) -> None:
         self.model, self.cache = model, cache
         self.device = model.device
-        self.tables = torch.zeros((max_sequences, max_blocks), dtype=torch.int32, device=self.device)
+        self.tables = torch.zeros(
+            (max_sequences, max_blocks), dtype=torch.int32, device=self.device
+        )
         self._rows: dict[str, int] = {}
         self._free_rows = list(range(max_sequences - 1, -1, -1))
 
     @torch.inference_mode()
     def forward(self, plan: Plan) -> Tensor:
-        """Store the plan's keys and values; logits (M, V) float32 of its sampling spans, in batch order."""
+        """Store the plan's keys and values; logits (M, V) float32 of its sampling spans, in batch
+        order.
+        """
         batch = self._batch(plan)
         ends, n = [], 0
         for span in plan.spans:
             n += span.count
             if span.samples:
                 ends.append(n - 1)
-        if len(ends) == n:
-            return self.model(batch)
-        return self.model(batch, torch.tensor(ends, dtype=torch.int64, device=self.device))
+        rows = None
+        if len(ends) < n:
+            rows = torch.tensor(ends, dtype=torch.int64).to(self.device)
+        logits: Tensor = self.model(batch, rows)
+        return logits
 
     def release(self, request: Request) -> None:
         """Forget a request that has ended. Unknown ones (it never ran) are none of our business."""
@@ -63,7 +71,11 @@ class Runner:
                 ids.append(tokens[span.start])
             else:
                 ids += tokens[span.start : span.start + span.count]
-        numbers = [s.start for s in spans], [s.count for s in spans], [self._row(s.request) for s in spans]
+        numbers = (
+            [s.start for s in spans],
+            [s.count for s in spans],
+            [self._row(s.request) for s in spans],
+        )
         start, count, row = torch.tensor(numbers, dtype=torch.int64).to(self.device)  # (S) each
         input_ids = torch.tensor(ids, dtype=torch.int64).to(self.device)
         cu_seqlens = torch.zeros(len(spans) + 1, dtype=torch.int32, device=self.device)

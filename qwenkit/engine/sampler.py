@@ -1,11 +1,12 @@
-"""From logits to tokens: penalties, bias, greedy or random choice, log-probabilities; each row by its own request.
+"""From logits to tokens: penalties, bias, greedy or random choice, log-probabilities; each row by
+its own request.
 
-Order, as in Transformers and vLLM: repetition penalty (prompt and output), frequency and presence penalty
-(output), logit_bias, then `ops.sample` (temperature, top_k, top_p, min_p). Rows of the vocabulary that the tokenizer
-has no token for are cut off first, so they can neither be drawn nor take probability. Random numbers come from a
-generator of each request's own, so a seeded request draws the same whoever else is in the batch.
-A row whose logits are not finite yields an error for its request and leaves the other rows alone.
-Legend: M sampling rows, V vocab.
+Order, as in Transformers and vLLM: repetition penalty (prompt and output), frequency and presence
+penalty (output), logit_bias, then `ops.sample` (temperature, top_k, top_p, min_p). Rows of the
+vocabulary that the tokenizer has no token for are cut off first, so they can neither be drawn nor
+take probability. Random numbers come from a generator of each request's own, so a seeded request
+draws the same whoever else is in the batch. A row whose logits are not finite yields an error for
+its request and leaves the other rows alone. Legend: M sampling rows, V vocab.
 """
 
 from __future__ import annotations
@@ -33,7 +34,9 @@ class Draw:
 
 
 class _Seen:
-    """The distinct tokens of one request and how often the output has each, on the device, growing in place."""
+    """The distinct tokens of one request and how often the output has each, on the device, growing
+    in place.
+    """
 
     def __init__(self, request: Request, vocab_size: int, device: torch.device) -> None:
         known = dict.fromkeys(request.token_ids)
@@ -54,7 +57,9 @@ class _Seen:
 
 
 class Sampler:
-    """Holds what sampling must remember of each request: its random numbers and the tokens it has seen."""
+    """Holds what sampling must remember of each request: its random numbers and the tokens it has
+    seen.
+    """
 
     def __init__(self, vocab_size: int, device: torch.device) -> None:
         self.vocab_size, self.device = vocab_size, device
@@ -114,7 +119,9 @@ class Sampler:
             logits.index_put_((where[0], where[1]), bias, accumulate=True)
 
     def _penalise(self, penalised: list[tuple[int, Request]], logits: Tensor) -> None:
-        """Touch only the entries of tokens that were seen: a few hundred instead of the whole vocabulary."""
+        """Touch only the entries of tokens that were seen: a few hundred instead of the whole
+        vocabulary.
+        """
         seen = []
         for _, request in penalised:
             if request.id not in self._seen:
@@ -125,7 +132,12 @@ class Sampler:
         sizes = torch.tensor([s.size for s in seen]).to(self.device)
         settings = torch.tensor(
             [
-                (i, r.params.repetition_penalty, r.params.frequency_penalty, r.params.presence_penalty)
+                (
+                    i,
+                    r.params.repetition_penalty,
+                    r.params.frequency_penalty,
+                    r.params.presence_penalty,
+                )
                 for i, r in penalised
             ],
             dtype=torch.float32,
@@ -148,11 +160,15 @@ class Sampler:
             columns[2].append(params.min_p)
             columns[3].append(0.0 if params.greedy else self._uniform(request))
             top_k.append(min(max(params.top_k, 0), self.vocab_size))
-        temperature, top_p, min_p, uniform = torch.tensor(columns, dtype=torch.float32).to(self.device)
+        temperature, top_p, min_p, uniform = torch.tensor(columns, dtype=torch.float32).to(
+            self.device
+        )
         return [temperature, torch.tensor(top_k).to(self.device), top_p, min_p, uniform]
 
     def _uniform(self, request: Request) -> float:
-        """The request's next number in [0, 1): 24 bits, which float32 holds exactly and cannot round up to 1."""
+        """The request's next number in [0, 1): 24 bits, which float32 holds exactly and cannot
+        round up to 1.
+        """
         generator = self._random.get(request.id)
         if generator is None:
             generator = self._random[request.id] = random.Random(_seed(request.params.seed))

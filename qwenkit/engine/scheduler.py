@@ -1,12 +1,13 @@
 """Which tokens the next forward computes. Plain Python, no torch: testable in microseconds.
 
-Each step is one ragged batch under a token budget. Sequences that decode come first (one token each), so a long
-prompt never makes the others wait; what is left of the budget goes to prompts, in chunks, oldest first; then
-waiting requests are admitted, strictly in order of arrival.
+Each step is one ragged batch under a token budget. Sequences that decode come first (one token
+each), so a long prompt never makes the others wait; what is left of the budget goes to prompts, in
+chunks, oldest first; then waiting requests are admitted, strictly in order of arrival.
 
-Admission takes all the blocks that a request can ever need (prompt + max_tokens - 1 tokens), so a running sequence
-never runs out and nothing is ever evicted. The price: a request with a large max_tokens holds room it may not use.
-Not covered: preemption, prefix sharing, draft tokens, priorities.
+Admission takes all the blocks that a request can ever need (prompt + max_tokens - 1 tokens), so a
+running sequence never runs out and nothing is ever evicted. The price: a request with a large
+max_tokens holds room it may not use. Not covered: preemption, prefix sharing, draft tokens,
+priorities.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ from qwenkit.engine.request import FinishReason, Request
 
 @dataclass(slots=True)
 class Span:
-    """`count` tokens of one request from position `start`. `samples`: its last row draws the next token."""
+    """`count` tokens of one request from position `start`. `samples`: its last row draws the next
+    token.
+    """
 
     request: Request
     start: int
@@ -51,7 +54,8 @@ class Scheduler:
     def __init__(self, pool: BlockPool, *, max_batch_tokens: int, max_sequences: int) -> None:
         if not 1 <= max_sequences <= max_batch_tokens:
             raise ValueError(
-                f"max_batch_tokens {max_batch_tokens} must be at least max_sequences {max_sequences} ≥ 1"
+                f"max_batch_tokens {max_batch_tokens} must be at least "
+                f"max_sequences {max_sequences} ≥ 1"
             )
         self.pool = pool
         self.max_batch_tokens = max_batch_tokens
@@ -73,7 +77,9 @@ class Scheduler:
         self.waiting.append(request)
 
     def schedule(self) -> Plan:
-        """The next step's plan; without work it has no spans. Nothing is marked as computed before `commit`."""
+        """The next step's plan; without work it has no spans. Nothing is marked as computed before
+        `commit`.
+        """
         plan = Plan()
         budget = self.max_batch_tokens
         prefilling = []
@@ -98,13 +104,17 @@ class Scheduler:
     def _chunk(self, plan: Plan, request: Request, budget: int) -> int:
         count = min(request.num_pending, budget)
         if count > 0:
-            plan.spans.append(Span(request, request.num_computed, count, count == request.num_pending))
+            plan.spans.append(
+                Span(request, request.num_computed, count, count == request.num_pending)
+            )
         return count
 
     def commit(self, plan: Plan, tokens: Sequence[int | None]) -> None:
-        """Book a computed plan. `tokens[i]` is what `plan.sampling[i]` drew; None ends it with "error".
+        """Book a computed plan. `tokens[i]` is what `plan.sampling[i]` drew; None ends it with
+        "error".
 
-        A request that ends leaves the queues and gives its blocks back; its `finish_reason` says why.
+        A request that ends leaves the queues and gives its blocks back; its `finish_reason` says
+        why.
         """
         drawn = iter(tokens)
         for span in plan.spans:
@@ -125,7 +135,7 @@ class Scheduler:
                 self.finish(request, "length")
 
     def finish(self, request: Request, reason: FinishReason) -> None:
-        """Take a request out of the queues, whatever its state. Finishing it again changes nothing."""
+        """Take a request out of the queues, whatever its state; again changes nothing."""
         if request.finish_reason is not None:
             return
         request.finish_reason = reason

@@ -1,4 +1,6 @@
-"""Toy models for the engine: two layers, random weights wide enough that greedy choices are not near ties."""
+"""Toy models for the engine: two layers, random weights wide enough that greedy choices are not
+near ties.
+"""
 
 from __future__ import annotations
 

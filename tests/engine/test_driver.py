@@ -1,4 +1,4 @@
-"""One thread steps the engine for many: delivery, abort, close, and receivers or engines that fail."""
+"""One thread steps the engine for many: delivery, abort, close, failing receivers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from qwenkit.engine import Driver, Engine, Request, RequestOutput, SamplingParams
-from qwenkit.errors import RequestError
+from qwenkit.errors import EngineError, RequestError
 from qwenkit.model.qwen import Qwen
 
 Complete = Callable[..., list[list[int]]]
@@ -25,7 +25,9 @@ def driver(model: Qwen) -> Iterator[Driver]:
     assert not any(thread.name == "qwenkit-engine" for thread in threading.enumerate())
 
 
-def collect(box: queue.SimpleQueue[RequestOutput], count: int = 1) -> dict[str, list[RequestOutput]]:
+def collect(
+    box: queue.SimpleQueue[RequestOutput], count: int = 1
+) -> dict[str, list[RequestOutput]]:
     """Outputs until `count` requests have ended."""
     outputs: dict[str, list[RequestOutput]] = {}
     while count:
@@ -94,7 +96,7 @@ def test_close_ends_what_runs_and_what_waits(model: Qwen) -> None:
     driver.close()
     driver.close()
     assert {o[-1].finish_reason for o in collect(box, 3).values()} == {"abort"}
-    with pytest.raises(RequestError, match="closed"):
+    with pytest.raises(EngineError, match="closed"):
         driver.submit([Request("a", [1], SamplingParams())], box.put)
     Driver(Engine(model, num_blocks=8)).close()
 

@@ -1,4 +1,6 @@
-"""The engine against `transformers`, against itself in every batching, and with requests that go wrong."""
+"""The engine against `transformers`, against itself in every batching, and with requests that go
+wrong.
+"""
 
 from __future__ import annotations
 
@@ -60,7 +62,9 @@ def test_greedy_tokens_equal_transformers_in_every_batching(
     prompts = make_prompts(8)
     reference = oracle(model)
     expected = [generate(reference, ids) for ids in prompts]
-    assert len({tuple(ids[-8:]) for ids in expected}) > 4, "a model that repeats itself proves little"
+    assert len({tuple(ids[-8:]) for ids in expected}) > 4, (
+        "a model that repeats itself proves little"
+    )
     for batching, options in BATCHINGS.items():
         engine = Engine(model, **{"num_blocks": 256, **options})
         for memory in (*engine.cache.k, *engine.cache.v):
@@ -104,7 +108,9 @@ def test_every_step_reports_each_token_once(model: Qwen, drain: Drain) -> None:
     assert [o.finish_reason for o in outputs["a"]] == ["length"]
 
 
-def test_stop_ids_end_a_request_and_are_reported(model: Qwen, complete: Complete, drain: Drain) -> None:
+def test_stop_ids_end_a_request_and_are_reported(
+    model: Qwen, complete: Complete, drain: Drain
+) -> None:
     engine = Engine(model, num_blocks=64)
     [free] = complete(engine, [[1, 2, 3]], SamplingParams(max_tokens=20))
     stop = free[4]
@@ -192,7 +198,7 @@ def test_abort_is_idempotent_and_touches_nobody_else(
 def test_nan_logits_end_their_request_alone(
     make_model: Callable[..., Qwen], make_prompts: Complete, complete: Complete, drain: Drain
 ) -> None:
-    """The poison is a token whose embedding is nan; its keys and values stay in the freed blocks."""
+    """The poison is a token with nan as embedding; its keys stay in the freed blocks."""
     model = make_model(tie_word_embeddings=False)
     prompts = [[t % 127 for t in ids] for ids in make_prompts(6)]
     params = SamplingParams(max_tokens=10, logit_bias={127: -100})
@@ -230,17 +236,23 @@ def test_a_forward_that_raises_ends_the_guilty_request_alone(
 
     monkeypatch.setattr(Qwen, "forward", failing)
     engine = Engine(model, num_blocks=64, max_batch_tokens=16, max_sequences=8)
-    engine.add(Request("bad", [3] * 20 + [127] + [3] * 30, params))  # fails in a chunk that does not sample
+    engine.add(
+        Request("bad", [3] * 20 + [127] + [3] * 30, params)
+    )  # fails in a chunk that does not sample
     for i, ids in enumerate(prompts):
         engine.add(Request(str(i), ids, params))
     outputs = drain(engine)
-    assert [(o.finish_reason, o.error) for o in outputs["bad"]] == [("error", "RuntimeError: kernel failed")]
+    assert [(o.finish_reason, o.error) for o in outputs["bad"]] == [
+        ("error", "RuntimeError: kernel failed")
+    ]
     for i, tokens in enumerate(expected):
         assert [t for o in outputs[str(i)] for t in o.new_ids] == tokens
     assert engine.scheduler.pool.num_free == 64
 
 
-def test_pad_rows_of_the_vocabulary_are_never_drawn(model: Qwen, complete: Complete, drain: Drain) -> None:
+def test_pad_rows_of_the_vocabulary_are_never_drawn(
+    model: Qwen, complete: Complete, drain: Drain
+) -> None:
     engine = Engine(model, num_blocks=64, vocab_size=10)
     params = SamplingParams(max_tokens=40, temperature=5.0, seed=1, logprobs=20)
     engine.add(Request("a", [1], params))
@@ -256,6 +268,8 @@ def test_the_cache_is_sized_by_bytes_or_by_blocks(model: Qwen) -> None:
     engine = Engine(model, kv_bytes=per_block * 5 + 1)
     assert engine.cache_tokens == 80 and engine.cache.num_bytes == per_block * 5
     assert Engine(model, max_sequences=3, max_batch_tokens=8).cache_tokens == 3 * 256
-    assert Engine(model, max_sequences=3, max_batch_tokens=8, max_model_len=20).cache_tokens == 3 * 32
+    assert (
+        Engine(model, max_sequences=3, max_batch_tokens=8, max_model_len=20).cache_tokens == 3 * 32
+    )
     with pytest.raises(OutOfMemoryError, match="kv_bytes"):
         Engine(model, kv_bytes=per_block - 1)

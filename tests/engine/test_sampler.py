@@ -57,9 +57,12 @@ def test_draws_follow_the_distribution() -> None:
         ({"min_p": 0.2}, lambda p: p >= 0.2 * p.max()),
         (
             {"top_p": 0.6},
-            lambda p: p >= p.sort(descending=True).values[
-                int((p.sort(descending=True).values.cumsum(0) < 0.6).sum())
-            ],
+            lambda p: (
+                p
+                >= p.sort(descending=True).values[
+                    int((p.sort(descending=True).values.cumsum(0) < 0.6).sum())
+                ]
+            ),
         ),
     ],
 )
@@ -75,13 +78,17 @@ def test_filters_keep_exactly_their_tokens(params: dict[str, Any], rule: Any) ->
 
 def test_penalties_equal_their_definitions() -> None:
     x = logits(1)
-    r = request(prompt=(3, 4, 4), repetition_penalty=1.7, presence_penalty=0.9, frequency_penalty=0.4)
+    r = request(
+        prompt=(3, 4, 4), repetition_penalty=1.7, presence_penalty=0.9, frequency_penalty=0.4
+    )
     sampler, output = Sampler(V, torch.device("cpu")), []
     for step in range(30):
         x = logits(1, seed=step)
         expected = x[0].clone()
         for token in {3, 4, *output}:
-            expected[token] = expected[token] * 1.7 if expected[token] < 0 else expected[token] / 1.7
+            expected[token] = (
+                expected[token] * 1.7 if expected[token] < 0 else expected[token] / 1.7
+            )
         for token in set(output):
             expected[token] -= 0.9 + 0.4 * output.count(token)
         token = draw([r], x, sampler)[0].token
@@ -102,7 +109,9 @@ def test_bias_forces_and_forbids() -> None:
 def test_logprobs_are_of_the_raw_distribution() -> None:
     x = logits(2)
     rows = [
-        request("a", temperature=5.0, seed=1, logprobs=4, repetition_penalty=2.0, logit_bias={9: 100}),
+        request(
+            "a", temperature=5.0, seed=1, logprobs=4, repetition_penalty=2.0, logit_bias={9: 100}
+        ),
         request("b"),
     ]
     [first, second] = draw(rows, x)
@@ -121,10 +130,18 @@ def test_logprobs_are_of_the_raw_distribution() -> None:
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_a_spoilt_row_fails_alone(bad: float, temperature: float) -> None:
     x = logits(3)
-    rows = [request(str(i), temperature=temperature, seed=5, repetition_penalty=1.1) for i in range(3)]
+    rows = [
+        request(str(i), temperature=temperature, seed=5, repetition_penalty=1.1) for i in range(3)
+    ]
     expected = [d.token for d in draw(rows, x)]
     x[1, 3] = bad
-    found = draw([request(str(i), temperature=temperature, seed=5, repetition_penalty=1.1) for i in range(3)], x)
+    found = draw(
+        [
+            request(str(i), temperature=temperature, seed=5, repetition_penalty=1.1)
+            for i in range(3)
+        ],
+        x,
+    )
     assert [found[0].token, found[2].token] == [expected[0], expected[2]]
     assert found[1].token is None and "finite" in str(found[1].error)
 

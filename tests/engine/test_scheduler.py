@@ -22,7 +22,9 @@ def scheduler(blocks: int = 64, size: int = 4, tokens: int = 16, sequences: int 
 
 
 def request(name: str, prompt: int, max_tokens: int = 4) -> Request:
-    return Request(name, list(range(prompt)), SamplingParams(max_tokens=max_tokens, stop_token_ids=(STOP,)))
+    return Request(
+        name, list(range(prompt)), SamplingParams(max_tokens=max_tokens, stop_token_ids=(STOP,))
+    )
 
 
 def shape(plan: Plan) -> list[tuple[str, int, int, bool]]:
@@ -43,7 +45,9 @@ def test_prompts_are_cut_into_chunks_and_decodes_come_first() -> None:
     assert shape(plan) == [("a", 4, 1, True), ("b", 12, 7, False)]
     s.commit(plan, [7])
     plan = s.schedule()
-    assert shape(plan) == [("a", 5, 1, True), ("b", 19, 1, True)], "the prompt's last token alone samples"
+    assert shape(plan) == [("a", 5, 1, True), ("b", 19, 1, True)], (
+        "the prompt's last token alone samples"
+    )
 
 
 def test_a_request_ends_by_stop_id_length_and_error() -> None:

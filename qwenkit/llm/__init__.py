@@ -1,0 +1,25 @@
+"""The front door: `LLM`, and what it gives back."""
+
+from qwenkit.llm.front import LLM
+from qwenkit.llm.results import (
+    ChatResult,
+    Choice,
+    Completion,
+    Logprob,
+    StreamDelta,
+    TokenProb,
+    Usage,
+)
+from qwenkit.llm.sampling import Sampling
+
+__all__ = [
+    "ChatResult",
+    "Choice",
+    "Completion",
+    "LLM",
+    "Logprob",
+    "Sampling",
+    "StreamDelta",
+    "TokenProb",
+    "Usage",
+]

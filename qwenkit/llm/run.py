@@ -1,0 +1,70 @@
+"""Jobs on the engine's thread, watched from a thread or from a coroutine.
+
+Whatever ends the watching early (an exception, KeyboardInterrupt, a closed generator, a cancelled
+task) aborts what still runs of the job, so that no tokens are computed for nobody.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+from collections.abc import AsyncGenerator, Callable, Generator
+
+from qwenkit.engine import Driver, RequestOutput
+from qwenkit.engine.driver import Sink
+from qwenkit.llm.job import Job
+from qwenkit.llm.results import StreamDelta
+
+Parcel = list[RequestOutput]
+"""Outputs of one request, in order."""
+
+
+def run(driver: Driver, job: Job) -> Generator[StreamDelta, None, None]:
+    """Submit a job and yield its news until it is done."""
+    box: queue.SimpleQueue[Parcel] = queue.SimpleQueue()
+    driver.submit(job.requests, _sink(job, box.put))
+    try:
+        while job.open_ids:
+            news, unwanted = job.push(box.get())
+            if unwanted:
+                driver.abort(unwanted)
+            yield from news
+    finally:
+        if job.open_ids:
+            driver.abort(job.open_ids)
+
+
+async def arun(driver: Driver, job: Job) -> AsyncGenerator[StreamDelta, None]:
+    """`run` for coroutines."""
+    loop, box = asyncio.get_running_loop(), asyncio.Queue[Parcel]()
+
+    def put(parcel: Parcel) -> None:
+        loop.call_soon_threadsafe(box.put_nowait, parcel)
+
+    driver.submit(job.requests, _sink(job, put))
+    try:
+        while job.open_ids:
+            news, unwanted = job.push(await box.get())
+            if unwanted:
+                driver.abort(unwanted)
+            for delta in news:
+                yield delta
+    finally:
+        if job.open_ids:
+            driver.abort(job.open_ids)
+
+
+def _sink(job: Job, put: Callable[[Parcel], None]) -> Sink:
+    """Live jobs hear of every token; for the others one parcel at the end saves waking up the
+    watcher each time.
+    """
+    if job.live:
+        return lambda output: put([output])
+    held: dict[str, Parcel] = {request.id: [] for request in job.requests}
+
+    def sink(output: RequestOutput) -> None:
+        held[output.id].append(output)
+        if output.finished:
+            put(held.pop(output.id))
+
+    return sink
