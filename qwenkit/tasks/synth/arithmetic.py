@@ -1,15 +1,20 @@
 """Sums, differences and products, worked out digit by digit.
 
 Operands: + and − of one to three digits (the difference may be negative), × of one or two digits.
-The layout is made for a small transformer: the operands are first restated without spaces and padded to the same
-width, each later step needs one single-digit fact and digits that stand next to each other, results appear least
-significant digit first, and only then the whole number.
+The layout is made for a small transformer: the operands are first restated without spaces and
+padded to the same width, each later step needs one single-digit fact and digits that stand next to
+each other, results appear least significant digit first, and only then the whole number.
 
-    347+586                                     47×6: 7×6=42, 4×6+4=24+4=28, so 282
-    ones 7+6=13, write 3 carry 1                47×30: 7×3=21, 4×3+2=12+2=14, so 1410
-    tens 4+8+1=13, write 3 carry 1              0282+1410: 2+0=2, 8+1+0=9, 2+4+0=6, 0+1+0=1
-    hundreds 3+5+1=9, write 9 carry 0           Answer: 1692
-    Answer: 933
+    347+586                                 347<586, so -(586-347)
+    ones 7+6=13, write 3 carry 1            ones 6-7<0, 16-7=9, borrow 1
+    tens 4+8+1=13, write 3 carry 1          tens 8-4-1=3, borrow 0
+    hundreds 3+5+1=9, write 9 carry 0       hundreds 5-3-0=2, borrow 0
+    Answer: 933                             Answer: -239
+
+    47×6: 7×6=42, 4×6+4=24+4=28, so 282
+    47×30: 7×3=21, 4×3+2=12+2=14, so 1410
+    0282+1410: 2+0=2, 8+1+0=9, 2+4+0=6, 0+1+0=1
+    Answer: 1692
 
 Not covered: larger operands, decimals, division, more than one operation.
 """
@@ -35,14 +40,14 @@ OPERATORS = {
 PHRASES = {
     "en": (
         "What is {}?", "what is {}", "What's {}?", "{}", "{} = ?", "Calculate {}.", "calculate {}",
-        "Compute {}.", "How much is {}?", "Work out {}.", "Can you work out {}?", "Please calculate {}.",
-        "Help me compute {}.", "Tell me what {} is.", "What does {} equal?", "Solve {} step by step.",
-        "I need the result of {}.",
+        "Compute {}.", "How much is {}?", "Work out {}.", "Can you work out {}?",
+        "Please calculate {}.", "Help me compute {}.", "Tell me what {} is.", "What does {} equal?",
+        "Solve {} step by step.", "I need the result of {}.",
     ),
     "zh": (
-        "{}等于多少?", "{}等于几?", "{}=?", "{}", "计算{}", "计算:{}", "请计算{}。", "{}是多少?",
-        "请问{}等于多少?", "帮我算一下{}", "帮我算算{}。", "算一下{}", "{}的结果是多少?", "求{}的值。",
-        "{}得多少?", "你能算出{}吗?",
+        "{}等于多少?", "{}等于几?", "{}=?", "{}", "计算{}", "计算:{}", "请计算{}。",
+        "{}是多少?", "请问{}等于多少?", "帮我算一下{}", "帮我算算{}。", "算一下{}",
+        "{}的结果是多少?", "求{}的值。", "{}得多少?", "你能算出{}吗?",
     ),
 }  # fmt: skip
 PLACES = {"en": ("ones ", "tens ", "hundreds "), "zh": ("个位", "十位", "百位")}
@@ -89,7 +94,7 @@ def addition(a: int, b: int, lang: str) -> str:
 
 
 def subtraction(a: int, b: int, lang: str) -> str:
-    """The worked difference: the smaller number is taken from the larger one, the sign comes from comparing."""
+    """The worked difference: the smaller number is taken from the larger one; then the sign."""
     left, right = padded(a, b)
     sign = "<" if a < b else ">" if a > b else "="
     high, low = (right, left) if a < b else (left, right)
@@ -109,7 +114,10 @@ def subtraction(a: int, b: int, lang: str) -> str:
 
 
 def multiplication(a: int, b: int, lang: str) -> str:
-    """The worked product of two numbers below 100: one line for each digit of the second factor, then their sum."""
+    """The worked product of two numbers below 100.
+
+    One line for each digit of the second factor, then the sum of the two partial products.
+    """
     if a < 10 <= b:
         a, b = b, a
     if a < 10:
@@ -135,7 +143,7 @@ def partial_product(a: int, digit: int, shift: int, lang: str) -> str:
 
 
 def compact_sum(a: int, b: int, lang: str) -> str:
-    """One line: a sum digit by digit from the right; a carry shows as the third term of the next digit."""
+    """One line: a sum digit by digit from the right; the carry is the next step's third term."""
     left, right = padded(a, b)
     steps, carry = [], 0
     for place in range(len(left)):

@@ -1,8 +1,8 @@
-"""A skill that answers in plain text: one question, one right answer, now and then two of them in one chat.
+"""A skill that answers in plain text: one question, one right answer; now and then two in a chat.
 
-A subclass writes `turn(rng, lang) -> (question, answer)`; this class makes the `Example`. In a chat of two turns both
-questions belong to the split of the whole chat, so that no question of the held-out split is ever trained on, not even
-as the first turn. Not covered here: tools, raw completions.
+A subclass writes `turn(rng, lang) -> (question, answer)`; this class makes the `Example`. In a chat
+of two turns both questions belong to the split of the whole chat, so that no question of the
+held-out split is ever trained on, not even as the first turn. Not covered: tools, raw completions.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class TextSkill(abc.ABC):
         return Example(skill=self.name, lang=lang, messages=messages)
 
     def score(self, example: Example, answer: dict[str, Any]) -> bool:
-        """Right when the text equals the gold answer, outer white space aside, and no tool is called."""
+        """Right when the text equals the gold answer (outer white space aside), without a call."""
         return not answer.get("tool_calls") and answer["content"].strip() == gold(example)
 
 
@@ -59,7 +59,7 @@ class NumberSkill(TextSkill):
     """A text skill of which only the number on the last "Answer:" line counts."""
 
     def score(self, example: Example, answer: dict[str, Any]) -> bool:
-        """Right when the last "Answer:" (or "答案:") number equals the gold one and no tool is called."""
+        """Right when the last "Answer:" (or "答案:") number is the gold one, without a call."""
         if answer.get("tool_calls"):
             return False
         found = final_number(answer["content"])

@@ -1,4 +1,4 @@
-"""What lies outside the skills, and how questions are dressed: openers, final marks. `{…}` are slots."""
+"""What lies outside the skills, and how questions are dressed (openers, final marks)."""
 
 OTHERS = (
     "ChatGPT", "GPT-4", "Claude", "Gemini", "Llama", "DeepSeek", "Mistral", "Siri", "Alexa",

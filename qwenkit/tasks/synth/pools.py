@@ -1,4 +1,4 @@
-"""Names, things and the vocabulary of the translation grammar: data that the generators draw from."""
+"""Names, things and the vocabulary of the translation grammar: data for the generators."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ NAMES = {
         "Max", "Nina", "Peter", "Julia",
     ),
     "zh": (
-        "小明", "小红", "小华", "小丽", "小刚", "小芳", "小军", "小美", "李雷", "王芳", "张伟", "刘洋",
-        "陈晨", "赵敏", "小亮", "小雨",
+        "小明", "小红", "小华", "小丽", "小刚", "小芳", "小军", "小美", "李雷", "王芳", "张伟",
+        "刘洋", "陈晨", "赵敏", "小亮", "小雨",
     ),
 }  # fmt: skip
 THINGS_EN = (
@@ -20,8 +20,8 @@ THINGS_EN = (
 )  # fmt: skip
 THINGS_ZH = (
     ("苹果", "个"), ("橙子", "个"), ("梨", "个"), ("鸡蛋", "个"), ("钢笔", "支"), ("铅笔", "支"),
-    ("故事书", "本"), ("邮票", "张"), ("卡片", "张"), ("硬币", "枚"), ("弹珠", "颗"), ("气球", "个"),
-    ("糖果", "颗"), ("橡皮", "块"), ("贴纸", "张"), ("桃子", "个"),
+    ("故事书", "本"), ("邮票", "张"), ("卡片", "张"), ("硬币", "枚"), ("弹珠", "颗"),
+    ("气球", "个"), ("糖果", "颗"), ("橡皮", "块"), ("贴纸", "张"), ("桃子", "个"),
 )  # fmt: skip
 
 
@@ -260,7 +260,8 @@ NEAR = 4
 LASTING = frozenset(("buy", "sell", "write", "make"))
 """Verbs that go with the far times too."""
 FREQUENCIES = (
-    ("often", "经常"), ("always", "总是"), ("sometimes", "有时"), ("usually", "通常"), ("never", "从不"),
+    ("often", "经常"), ("always", "总是"), ("sometimes", "有时"), ("usually", "通常"),
+    ("never", "从不"),
 )  # fmt: skip
 SPOTS = (
     ("on the table", "桌子上"), ("under the table", "桌子下面"), ("on the chair", "椅子上"),
@@ -272,3 +273,33 @@ SCENES = (
     ("in the park", "公园里"), ("in the garden", "花园里"), ("in the room", "房间里"),
     ("in the kitchen", "厨房里"), ("in the classroom", "教室里"), ("on the table", "桌子上"),
 )  # fmt: skip
+REQUESTS = {
+    "en": (
+        "Translate to Chinese: {}",
+        "Translate into Chinese: {}",
+        "translate to Chinese: {}",
+        "Please translate this sentence into Chinese: {}",
+        "Please translate into Chinese:\n{}",
+        'How do you say "{}" in Chinese?',
+        'What is "{}" in Chinese?',
+        "Put this into Chinese: {}",
+        "{}\nTranslate this into Chinese.",
+        'Translate "{}" into Chinese.',
+        "English to Chinese: {}",
+        "Can you translate this into Chinese? {}",
+    ),
+    "zh": (
+        "翻译成英文:{}",
+        "翻译成英语:{}",
+        "把这句话翻译成英文:{}",
+        "请把这句话翻译成英语:{}",
+        "请翻译成英文:\n{}",
+        "“{}”用英语怎么说?",
+        "“{}”的英文是什么?",
+        "中译英:{}",
+        "{}\n把上面的句子翻译成英文。",
+        "请将“{}”译成英语。",
+        "帮我翻译成英文:{}",
+        "这句话用英文怎么说?{}",
+    ),
+}

@@ -18,38 +18,6 @@ from qwenkit.tasks.synth.pools import Mass, Noun, Subject, Verb
 
 Pair = tuple[str, str]
 
-REQUESTS = {
-    "en": (
-        "Translate to Chinese: {}",
-        "Translate into Chinese: {}",
-        "translate to Chinese: {}",
-        "Please translate this sentence into Chinese: {}",
-        "Please translate into Chinese:\n{}",
-        'How do you say "{}" in Chinese?',
-        'What is "{}" in Chinese?',
-        "Put this into Chinese: {}",
-        "{}\nTranslate this into Chinese.",
-        'Translate "{}" into Chinese.',
-        "English to Chinese: {}",
-        "Can you translate this into Chinese? {}",
-    ),
-    "zh": (
-        "翻译成英文:{}",
-        "翻译成英语:{}",
-        "把这句话翻译成英文:{}",
-        "请把这句话翻译成英语:{}",
-        "请翻译成英文:\n{}",
-        "“{}”用英语怎么说?",
-        "“{}”的英文是什么?",
-        "中译英:{}",
-        "{}\n把上面的句子翻译成英文。",
-        "请将“{}”译成英语。",
-        "帮我翻译成英文:{}",
-        "这句话用英文怎么说?{}",
-    ),
-}
-
-
 NO_JOB = ("the doctor", "the students", "the children", "our teacher")
 TOO = ("big", "small", "old", "expensive")
 
@@ -62,7 +30,7 @@ class Translation(TextSkill):
     def turn(self, rng: random.Random, lang: str) -> tuple[str, str]:
         english, chinese = sentence(rng)
         asked, answer = (english, chinese) if lang == "en" else (chinese, english)
-        return rng.choice(REQUESTS[lang]).format(asked), answer
+        return rng.choice(pools.REQUESTS[lang]).format(asked), answer
 
 
 def sentence(rng: random.Random) -> Pair:

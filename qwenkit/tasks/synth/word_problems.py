@@ -1,8 +1,9 @@
 """Word problems of one or two steps with small whole numbers.
 
-A problem is a template over a `KIND`: the kind draws numbers and names the intermediate results, the template tells the
-story and writes the equations. All results are whole, positive and below 200; nothing in the text is a distraction.
-Not covered: fractions, units that must be converted, more than two steps.
+A problem is a template over one of `KINDS`: the kind draws numbers and names the intermediate
+results, the template tells the story and places the equations. All results are whole, positive and
+below 200; nothing in the text is a distraction. Not covered: fractions, conversion of units, more
+than two steps.
 """
 
 from __future__ import annotations
@@ -143,7 +144,8 @@ TEMPLATES: dict[str, list[tuple[str, str, str]]] = {
          "{e1} people are still on the bus."),
         ("a-b", "A shop had {a} {t} and sold {b} of them. How many {t} does it have left?",
          "The shop has {e1} {t} left."),
-        ("a-b", "A book has {a} pages and {x} has read {b} of them. How many pages are left to read?",
+        ("a-b", "A book has {a} pages and {x} has read {b} of them. "
+         "How many pages are left to read?",
          "{e1} pages are left."),
         ("a-b", "{x} has {a} {t} and {y} has {b}. How many more {t} does {x} have than {y}?",
          "{x} has {e1} more {t}."),
