@@ -19,9 +19,13 @@ from torch import Tensor
 from qwenkit.errors import OptionError
 
 try:
-    from qwenkit.ops import _cpu
+    import qwenkit.ops._cpu as _cpu
+except ModuleNotFoundError:
+    _import_error: str | None = (
+        "this install has none (no compiler, or no Python headers, when it was made)"
+    )
 except ImportError as error:
-    _import_error: str | None = " ".join(str(error).split())
+    _import_error = " ".join(str(error).split())
 else:
     _import_error = None
 
@@ -40,7 +44,8 @@ def available() -> bool:
     if wanted:
         if wanted not in _cpu.instruction_sets():
             raise OptionError(
-                f"QWENKIT_ISA is {wanted!r}.", f"Here it can be: {', '.join(_cpu.instruction_sets())}."
+                f"QWENKIT_ISA is {wanted!r}.",
+                f"Here it can be: {', '.join(_cpu.instruction_sets())}.",
             )
         _cpu.use_instruction_set(wanted)
     return True
@@ -68,7 +73,5 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     out = torch.empty_like(x)
     cols = x.shape[-1]
     rows = x.numel() // cols if cols else 0
-    _cpu.rms_norm(
-        x.data_ptr(), weight.data_ptr(), out.data_ptr(), rows, cols, eps, DTYPES[x.dtype]
-    )
+    _cpu.rms_norm(x.data_ptr(), weight.data_ptr(), out.data_ptr(), rows, cols, eps, DTYPES[x.dtype])
     return out

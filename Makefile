@@ -1,0 +1,38 @@
+# make demo and make test need python3, g++ and make; everything else is set up in .venv at the first call.
+PYTHON ?= python3
+BIN := .venv/bin
+RECIPE ?= recipes/tiny.yaml
+
+.PHONY: help setup demo test check bench tiny
+
+help:
+	@echo "make demo     ask the embedded model a question, in English and in Chinese"
+	@echo "make test     the whole test suite             (make test ARGS='-k tokenizer -x')"
+	@echo "make check    ruff and mypy"
+	@echo "make bench    start-up and first-token times, measured here"
+	@echo "make tiny     train the embedded models again  (about an hour on two cores)"
+	@echo "make setup    only set up .venv                (PYTHON=python3.12 to choose the Python)"
+
+setup:
+	@$(PYTHON) scripts/bootstrap.py
+
+demo: setup
+	$(BIN)/qwenkit run -p "What is 123 + 456?"
+	$(BIN)/qwenkit run -p "你是谁？"
+
+test: setup
+	$(BIN)/python -m pytest $(ARGS)
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: setup
+	$(BIN)/python bench/first_token.py
+
+tiny: setup
+	$(BIN)/qwenkit train tokenizer $(RECIPE)
+	$(BIN)/qwenkit train pretrain $(RECIPE)
+	$(BIN)/qwenkit train sft $(RECIPE)
+	$(BIN)/qwenkit eval $(RECIPE)
