@@ -1,9 +1,11 @@
 """What one rendering of a chat template may spend: time, characters, list entries.
 
-Contract: a `Budget` is made active (`ACTIVE`) around compiling or rendering; everything that the sandbox lets a
-template do asks it first, and `BoundError` stops the template. A budget belongs to the thread that made it.
+Contract: a `Budget` is made active (`ACTIVE`) around compiling or rendering; everything that the
+    sandbox lets a template do asks it first, and `BoundError` stops the template. A budget belongs
+    to the thread that made it.
 
-Not covered: memory that Python itself needs per value; the bounds are a few times smaller than what a server can bear.
+Not covered: memory that Python itself needs per value; the bounds are a few times smaller than what
+a server can bear.
 """
 
 from __future__ import annotations
@@ -42,7 +44,7 @@ class Budget:
         self._sizes: dict[int, tuple[object, int]] = {}
 
     def tick(self) -> None:
-        """Check the clock. Wall time is cheap to read; only when it is used up, the CPU time decides."""
+        """Check the clock. Wall time is cheap to read; when it is used up, the CPU time decides."""
         if time.monotonic() > self._look:
             left = self._cpu_end - time.thread_time()
             if left <= 0:

@@ -1,21 +1,24 @@
-"""A conversation → the prompt: text, token ids and loss mask, all from one rendering of the checkpoint's template.
+"""A conversation → the prompt: text, token ids and loss mask from one rendering of the template.
 
-Contract: `ChatTemplate.from_dir(path, tokenizer).render(messages, tools)` → `Prompt`. The text is byte-equal to what
-`transformers` renders. The ids are those of that text, with one difference, which is the point: only special tokens
-that the *template itself* writes become special ids. Whatever comes from outside (messages, tools, arguments, names)
-is encoded as plain text, so nobody can close a turn or open another role by typing `<|im_end|>`, in one piece or
-spread over several strings. For that the template's own tokens carry a mark, a noncharacter that no input has while
-it renders (inputs that do contain it lend it for that time).
+Contract: `ChatTemplate.from_dir(path, tokenizer).render(messages, tools)` → `Prompt`. The text is
+    byte-equal to what `transformers` renders. The ids are those of that text, with one difference,
+    which is the point: only special tokens that the *template itself* writes become special ids.
+    Whatever comes from outside (messages, tools, arguments, names) is encoded as plain text, so
+    nobody can close a turn or open another role by typing `<|im_end|>`, in one piece or spread over
+    several strings. For that the template's own tokens carry a mark, a noncharacter that no input
+    has while it renders (inputs that do contain it lend it for that time).
 
-`loss_mask` is True on what the assistant must produce: where the template has `{% generation %}` tags, the tokens in
-them; otherwise, in ChatML, everything behind `<|im_start|>assistant\\n` up to and including `<|im_end|>`. A token that
-straddles the beginning (content that starts with a line break) is not the assistant's.
+`loss_mask` is True on what the assistant must produce: where the template has `{% generation %}`
+tags, the tokens in them; otherwise, in ChatML, everything behind `<|im_start|>assistant\\n` up to
+and including `<|im_end|>`. A token that straddles the beginning (content that starts with a line
+break) is not the assistant's.
 
-The template is searched in `chat_template.jinja`, `tokenizer_config.json`, `chat_template.json`. A base model without
-any, but with ChatML's tokens, gets plain ChatML without a system prompt (`is_fallback` says so).
+The template is searched in `chat_template.jinja`, `tokenizer_config.json`, `chat_template.json`. A
+base model without any, but with ChatML's tokens, gets plain ChatML without a system prompt
+(`is_fallback` says so).
 
-Not covered: images and videos; templates that write control tokens in pieces (refused when loading); continuing an
-unfinished assistant message.
+Not covered: images and videos; templates that write control tokens in pieces (refused when
+loading); continuing an unfinished assistant message.
 """
 
 from __future__ import annotations
@@ -38,19 +41,28 @@ from qwenkit.prompt.tokenizer import Tokenizer
 from qwenkit.utils import read_json
 
 PLAIN_CHATML = (
-    "{%- if tools %}{{ raise_exception('This model has no chat template, so it cannot be offered tools.') }}"
-    "{%- endif %}{%- for message in messages %}"
+    "{%- if tools %}"
+    "{{- raise_exception('This model has no chat template, so it takes no tools.') }}"
+    "{%- endif %}"
+    "{%- for message in messages %}"
     "{{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}"
-    "{%- endfor %}{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"
+    "{%- endfor %}"
+    "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"
 )
 REMEDY = "Use the template that the model was published with."
 _INTERNAL = frozenset(
-    "messages tools documents add_generation_prompt continue_final_message chat_template tokenize tokenizer "
-    "return_tensors return_dict return_assistant_tokens_mask padding truncation max_length "
-    "range dict namespace joiner raise_exception strftime_now loop caller bos_token eos_token pad_token unk_token".split()
+    "messages tools documents add_generation_prompt continue_final_message chat_template tokenize "
+    "tokenizer return_tensors return_dict return_assistant_tokens_mask padding truncation "
+    "max_length range dict namespace joiner raise_exception strftime_now loop caller "
+    "bos_token eos_token pad_token unk_token".split()
 )
 _HEADER = "assistant\n"
-_PROBE_TOOLS = [{"type": "function", "function": {"name": "f", "description": "d", "parameters": {"type": "object"}}}]
+_PROBE_TOOLS = [
+    {
+        "type": "function",
+        "function": {"name": "f", "description": "d", "parameters": {"type": "object"}},
+    }
+]
 _PROBE_CALL = {"type": "function", "function": {"name": "f", "arguments": {"a": 1}}}
 _PROBES: tuple[tuple[list[dict[str, Any]], list[dict[str, Any]] | None], ...] = (
     ([{"role": "user", "content": "a"}], None),
@@ -79,7 +91,7 @@ class Prompt:
 
 @dataclass
 class _Segment:
-    """A run of plain text, or one special token; `turns` are (character, in or out of the assistant's text)."""
+    """Plain text, or one special token; `turns` are (character, inside the assistant's text)."""
 
     text: str
     token: int | None
@@ -88,12 +100,19 @@ class _Segment:
 
 
 def check_template_kwargs(kwargs: Any, *, param: str = "chat_template_kwargs") -> dict[str, Any]:
-    """Extra variables for a template, as a request may give them. Errors: RequestError for a reserved name."""
+    """Extra variables for a template. Errors: RequestError for a reserved name, or no JSON."""
     if not isinstance(kwargs, Mapping):
         raise RequestError(f"{param} must be an object.", param=param)
     for name in kwargs:
-        if not isinstance(name, str) or not name.isidentifier() or name.startswith("_") or name in _INTERNAL:
-            raise RequestError(f"{param}: the name {name!r:.60} is reserved.", "Choose another name.", param=param)
+        if (
+            not isinstance(name, str)
+            or not name.isidentifier()
+            or name.startswith("_")
+            or name in _INTERNAL
+        ):
+            raise RequestError(
+                f"{param}: the name {name!r:.60} is reserved.", "Choose another name.", param=param
+            )
     checked: dict[str, Any] = plain(kwargs, param)
     return checked
 
@@ -102,7 +121,12 @@ class ChatTemplate:
     """A compiled chat template with its tokenizer. Immutable, so threads may share it."""
 
     def __init__(
-        self, source: str, tokenizer: Tokenizer, *, tool_source: str | None = None, is_fallback: bool = False
+        self,
+        source: str,
+        tokenizer: Tokenizer,
+        *,
+        tool_source: str | None = None,
+        is_fallback: bool = False,
     ) -> None:
         """Compile a template, and try it on two small conversations.
 
@@ -111,7 +135,8 @@ class ChatTemplate:
             tool_source: another one, used when tools are offered.
             is_fallback: the checkpoint had none.
 
-        Errors: TemplateError when it is hostile, over its bounds, or writes special tokens in pieces.
+        Errors: TemplateError when it is hostile, over its bounds, or writes special tokens in
+            pieces.
         """
         self.source, self.tokenizer, self.is_fallback = source, tokenizer, is_fallback
         sandbox = Sandbox()
@@ -119,8 +144,15 @@ class ChatTemplate:
         self._tool_source = source if tool_source is None else tool_source
         self._tool_program = sandbox.program(self._tool_source, self._mark)
         self._constants = {name: self._mark(text) for name, text in tokenizer.named_tokens.items()}
-        self._marked_ids = {self._mark(text): index for text, index in tokenizer.special_ids.items()}
-        longest_first = [*sorted(self._marked_ids, key=len, reverse=True), MARK, GENERATION_START, GENERATION_END]
+        self._marked_ids = {
+            self._mark(text): index for text, index in tokenizer.special_ids.items()
+        }
+        longest_first = [
+            *sorted(self._marked_ids, key=len, reverse=True),
+            MARK,
+            GENERATION_START,
+            GENERATION_END,
+        ]
         self._pieces = re.compile(f"({'|'.join(map(re.escape, longest_first))})")
         self._start_id = tokenizer.special_ids.get("<|im_start|>")
         self._end_id = tokenizer.special_ids.get("<|im_end|>")
@@ -131,7 +163,8 @@ class ChatTemplate:
     def from_dir(cls, path: str | os.PathLike[str], tokenizer: Tokenizer) -> ChatTemplate:
         """Load the template of a model directory.
 
-        Errors: TemplateError when there is none (and the tokenizer does not speak ChatML), or it is unusable.
+        Errors: TemplateError when there is none (and the tokenizer does not speak ChatML), or it is
+            unusable.
         """
         directory = Path(path)
         found = _find_template(directory)
@@ -140,8 +173,8 @@ class ChatTemplate:
         if {"<|im_start|>", "<|im_end|>"} <= tokenizer.special_ids.keys():
             return cls(PLAIN_CHATML, tokenizer, is_fallback=True)
         raise TemplateError(
-            f"{directory} has no chat template (chat_template.jinja, or chat_template in tokenizer_config.json).",
-            "Use the model for plain completion, or put the template of its family there.",
+            f"{directory} has no chat template.",
+            "Put the chat_template.jinja of its family there, or use it for plain completion.",
         )
 
     def render(
@@ -160,8 +193,9 @@ class ChatTemplate:
             add_generation_prompt: end with the header of the assistant's next turn.
             template_kwargs: further variables that the template reads (as `add_vision_id`).
 
-        Errors: RequestError naming the part that is wrong; MessagesRefusedError when the template itself objects
-        (it is both a TemplateError and a RequestError); TemplateError when the template fails or exceeds its bounds.
+        Errors: RequestError naming the part that is wrong; MessagesRefusedError when the template
+            itself objects (it is both a TemplateError and a RequestError); TemplateError when the
+            template fails or exceeds its bounds.
         """
         extra = check_template_kwargs(template_kwargs, param="template_kwargs")
         checked, offered = check_messages(messages), check_tools(tools)
@@ -176,7 +210,9 @@ class ChatTemplate:
         lent = _stand_ins(spelt)
         outside = _translate(outside, str.maketrans(lent)) if lent else outside
         variables = {**self._constants, **outside, "add_generation_prompt": generate}
-        program, source = (self._tool_program, self._tool_source) if tools else (self._program, self.source)
+        program, source = (
+            (self._tool_program, self._tool_source) if tools else (self._program, self.source)
+        )
         try:
             output = program.run(variables, len(spelt), spelt.count("{") + spelt.count(","))
         except MessagesRefusedError as error:
@@ -232,7 +268,7 @@ class ChatTemplate:
         return Prompt(ids, "".join(segment.text for segment in segments), mask)
 
     def _mark(self, text: str) -> str:
-        """Put the mark behind the first character of every special token in the template's own text."""
+        """Put the mark into every special token of the template's own text."""
         pieces = self.tokenizer.split_special(text)
         return "".join(p[0] + MARK + p[1:] if special else p for p, special in pieces)
 
@@ -243,10 +279,12 @@ class ChatTemplate:
         except TemplateError as error:
             if isinstance(error.__cause__, SecurityError):
                 raise
-            return  # it may rightly object to these messages, or need variables that only a request gives
+            return  # it may rightly object to these messages, or need a request's variables
         odd = [s.text for s in segments if s.token is None and self.tokenizer.has_special(s.text)]
         if odd:
-            raise TemplateError(f"The chat template writes a special token in pieces (near {odd[0]:.40}).", REMEDY)
+            raise TemplateError(
+                f"The chat template writes a special token in pieces (near {odd[0]:.40}).", REMEDY
+            )
 
 
 def _stand_ins(text: str) -> dict[str, str]:
@@ -276,7 +314,9 @@ def _find_template(directory: Path) -> tuple[str, str | None] | None:
         try:
             return single.read_bytes().decode("utf-8"), None
         except (OSError, UnicodeDecodeError) as error:
-            raise TemplateError(f"{single} cannot be read: {error}.", "Fetch the file again.") from error
+            raise TemplateError(
+                f"{single} cannot be read: {error}.", "Fetch the file again."
+            ) from error
     for name in ("tokenizer_config.json", "chat_template.json"):
         file = directory / name
         if not file.exists():
@@ -296,5 +336,7 @@ def _find_template(directory: Path) -> tuple[str, str | None] | None:
         if isinstance(found, str):
             return found, None
         if found is not None:
-            raise TemplateError(f"{file}: chat_template is neither text nor a list of named templates.", REMEDY)
+            raise TemplateError(
+                f"{file}: chat_template is neither text nor a list of named templates.", REMEDY
+            )
     return None

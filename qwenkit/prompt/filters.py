@@ -1,10 +1,12 @@
 """The filters that a chat template may use: an allow-list, each with its growth under measure.
 
-Contract: `FILTERS` maps names to functions with Jinja's own signatures and results (`tojson` as `transformers` defines
-it). Whatever runs through a sequence lists it under the active budget first; whatever makes text has it measured.
+Contract: `FILTERS` maps names to functions with Jinja's own signatures and results (`tojson` as
+    `transformers` defines it). Whatever runs through a sequence lists it under the active budget
+    first; whatever makes text has it measured.
 
-Not covered, on purpose: filters that chat templates do not use and that widen what must be guarded (`attr`, `center`,
-`filesizeformat`, `format`, `pprint`, `random`, `striptags`, `truncate`, `urlencode`, `urlize`, `wordwrap`, `xmlattr`).
+Not covered, on purpose: filters that chat templates do not use and that widen what must be guarded
+(`attr`, `center`, `filesizeformat`, `format`, `pprint`, `random`, `striptags`, `truncate`,
+`urlencode`, `urlize`, `wordwrap`, `xmlattr`).
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from jinja2.exceptions import SecurityError
 
 from qwenkit.prompt.budget import ACTIVE
 
+
 def join_texts(separator: str, values: Iterable[Any] = ()) -> str:
     budget = ACTIVE.get()
     texts = [budget.text(value) for value in budget.take(values)]
@@ -29,17 +32,24 @@ def join_texts(separator: str, values: Iterable[Any] = ()) -> str:
 def replace_text(text: str, old: str, new: str, count: int = -1) -> str:
     budget = ACTIVE.get()
     found = text.count(old)
-    budget.charge(len(text) + (found if count is None or count < 0 else min(found, count)) * len(new))
+    budget.charge(
+        len(text) + (found if count is None or count < 0 else min(found, count)) * len(new)
+    )
     return text.replace(old, new, -1 if count is None else count)
 
 
 def _filter_replace(value: object, old: str, new: str, count: int | None = None) -> str:
-    return replace_text(ACTIVE.get().text(value), str(old), str(new), -1 if count is None else count)
+    return replace_text(
+        ACTIVE.get().text(value), str(old), str(new), -1 if count is None else count
+    )
 
 
 @jinja2.pass_environment
 def _filter_join(
-    environment: jinja2.Environment, value: Iterable[Any], d: str = "", attribute: str | int | None = None
+    environment: jinja2.Environment,
+    value: Iterable[Any],
+    d: str = "",
+    attribute: str | int | None = None,
 ) -> str:
     values: Iterable[Any] = ACTIVE.get().watch(value)
     if attribute is not None:
@@ -61,7 +71,9 @@ def _tojson(
     if separators is not None and sum(map(len, separators)) > 16:
         raise SecurityError("tojson: separators are too long")
     budget.charge(budget.size(x))
-    text = json.dumps(x, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+    text = json.dumps(
+        x, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
     budget.charge(len(text))
     return text
 
@@ -92,10 +104,18 @@ def _small(inner: Callable[..., Any]) -> Callable[..., Any]:
     return guarded
 
 
-def _sum(values: Iterable[Any], start: float = 0) -> Any:
-    budget = ACTIVE.get()
+@jinja2.pass_environment
+def _sum(
+    environment: jinja2.Environment,
+    values: Iterable[Any],
+    attribute: str | int | None = None,
+    start: float = 0,
+) -> Any:
+    values = ACTIVE.get().watch(values)
+    if attribute is not None:
+        values = map(jinja_filters.make_attrgetter(environment, attribute), values)
     total: Any = start
-    for value in budget.watch(values):
+    for value in values:
         if not isinstance(value, (int, float)) or not isinstance(total, (int, float)):
             raise SecurityError("sum adds numbers only")
         total += value
@@ -103,7 +123,7 @@ def _sum(values: Iterable[Any], start: float = 0) -> Any:
 
 
 def _listed(inner: Callable[..., Any]) -> Callable[..., Any]:
-    """Guard a filter that runs through its input: the input is listed under measure, a lazy result watched."""
+    """Guard a filter that runs through its input: list that first, watch a lazy result."""
     passing = getattr(inner, "jinja_pass_arg", None)
 
     def guarded(*args: Any, **kwargs: Any) -> Any:
@@ -138,17 +158,17 @@ def _string(value: object) -> str:
     return ACTIVE.get().text(value)
 
 
+_LISTED = (
+    "dictsort first groupby items last list map max min reject rejectattr reverse select "
+    "selectattr sort unique"
+)
+_TEXTED = "capitalize e escape lower safe title trim upper wordcount"
+_AS_THEY_ARE = "abs count d default float int length"
+
 FILTERS: dict[str, Callable[..., Any]] = {
-    **{
-        name: _listed(jinja_filters.FILTERS[name])
-        for name in "dictsort first groupby items last list map max min reject rejectattr reverse select selectattr "
-        "sort unique".split()
-    },
-    **{
-        name: _texted(jinja_filters.FILTERS[name])
-        for name in "capitalize e escape lower safe title trim upper wordcount".split()
-    },
-    **{name: jinja_filters.FILTERS[name] for name in "abs count d default float int length".split()},
+    **{name: _listed(jinja_filters.FILTERS[name]) for name in _LISTED.split()},
+    **{name: _texted(jinja_filters.FILTERS[name]) for name in _TEXTED.split()},
+    **{name: jinja_filters.FILTERS[name] for name in _AS_THEY_ARE.split()},
     "batch": _small(jinja_filters.do_batch),
     "indent": _indent,
     "join": _filter_join,

@@ -1,7 +1,7 @@
 """Fill-in-the-middle prompts of the Coder models: what to put before the hole, and where to stop.
 
-The format is the published one: prefix, suffix, then the middle is generated. A repository prompt lists whole files
-first. The file contents are plain text: special tokens inside them stay text.
+The format is the published one: prefix, suffix, then the middle is generated. A repository prompt
+lists whole files first. The file contents are plain text: special tokens inside them stay text.
 """
 
 from __future__ import annotations
@@ -24,8 +24,10 @@ STOP_TOKENS = (
 
 
 def fim_stop_ids(tokenizer: Tokenizer) -> tuple[int, ...]:
-    """Ids that end a fill-in-the-middle completion: those of `STOP_TOKENS` that the tokenizer has."""
-    return tuple(tokenizer.special_ids[token] for token in STOP_TOKENS if token in tokenizer.special_ids)
+    """Ids that end the middle: those of `STOP_TOKENS` that the tokenizer has."""
+    return tuple(
+        tokenizer.special_ids[token] for token in STOP_TOKENS if token in tokenizer.special_ids
+    )
 
 
 def fim_ids(
@@ -45,16 +47,24 @@ def fim_ids(
         repo: name of the repository; makes it a repository prompt.
         files: other files of the repository, (path, content), in the order to show them.
 
-    Errors: RequestError when the tokenizer lacks the tokens, or `repo` and `path` are not given together.
+    Errors: RequestError when the tokenizer lacks the tokens, or `repo` and `path` are not given
+        together.
     """
     needed = ["<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"]
     if repo is not None or files or path is not None:
         if repo is None or path is None:
-            raise RequestError("A repository prompt needs both repo and path.", "Give both, or neither.", param="repo")
+            raise RequestError(
+                "A repository prompt needs both repo and path.",
+                "Give both, or neither.",
+                param="repo",
+            )
         needed += ["<|repo_name|>", "<|file_sep|>"]
     missing = [token for token in needed if token not in tokenizer.special_ids]
     if missing:
-        raise RequestError(f"This model's tokenizer has no {missing[0]}.", "Use a model trained to fill in the middle.")
+        raise RequestError(
+            f"This model's tokenizer has no {missing[0]}.",
+            "Use a model trained to fill in the middle.",
+        )
     special, ids = tokenizer.special_ids, []
     if repo is not None:
         ids += [special["<|repo_name|>"], *tokenizer.encode(f"{repo}\n")]

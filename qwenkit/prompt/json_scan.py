@@ -1,8 +1,9 @@
-"""A JSON object read as it arrives: knows at every character whether the text can still become valid JSON.
+"""A JSON object read as it arrives, knowing at each character whether it can still become valid.
 
-`CallScanner` follows one object of the form `{"name": …, "arguments": …}`. It accepts exactly RFC 8259 (no raw line
-breaks in strings, no NaN) down to `MAX_DEPTH` levels, works in linear time for any chunking, and hands out the text
-of `arguments` while it grows. It fails at the first character that no valid call can have there.
+`CallScanner` follows one object of the form `{"name": …, "arguments": …}`. It accepts exactly RFC
+8259 (no raw line breaks in strings, no NaN) down to `MAX_DEPTH` levels, works in linear time for
+any chunking, and hands out the text of `arguments` while it grows. It fails at the first character
+that no valid call can have there.
 
 Not covered: JSON values other than objects at the top; repairing broken JSON.
 """
@@ -36,7 +37,9 @@ class CallScanner:
         only_call_keys: fail at a top-level key other than `name` and `arguments`.
     """
 
-    def __init__(self, names: Collection[str] | None = None, *, only_call_keys: bool = False) -> None:
+    def __init__(
+        self, names: Collection[str] | None = None, *, only_call_keys: bool = False
+    ) -> None:
         self.status: Literal["open", "done", "failed"] = "open"
         self.name: str | None = None
         self._names, self._only_call_keys = names, only_call_keys
@@ -66,8 +69,8 @@ class CallScanner:
     def feed(self, data: str, start: int) -> int:
         """Consume `data` from `start`; return where it stopped.
 
-        It stops at the end, behind the closing brace, at the offending character, or before an escape sequence whose
-        rest has not arrived (give that rest again together with it).
+        It stops at the end, behind the closing brace, at the offending character, or before an
+        escape sequence whose rest has not arrived (give that rest again together with it).
         """
         pos, piece = start, start
         while self.status == "open" and pos < len(data):
@@ -127,11 +130,15 @@ class CallScanner:
         if text is None:
             return
         if self._is_key:
-            allowed = text not in self._seen and (not self._only_call_keys or text in ("name", "arguments"))
+            allowed = text not in self._seen and (
+                not self._only_call_keys or text in ("name", "arguments")
+            )
             self._key = text
             self._seen.add(text)
         else:
-            allowed = bool(CALL_NAME.fullmatch(text)) and (self._names is None or text in self._names)
+            allowed = bool(CALL_NAME.fullmatch(text)) and (
+                self._names is None or text in self._names
+            )
             self.name = text if allowed else None
         if not allowed:
             self.status = "failed"
@@ -140,7 +147,9 @@ class CallScanner:
         match = _SCALAR_RUN.match(data, pos)
         end = match.end() if match else pos
         self._scalar += data[pos:end]
-        if len(self._scalar) > MAX_NUMBER_LEN or (end < len(data) and not _SCALAR.fullmatch(self._scalar)):
+        if len(self._scalar) > MAX_NUMBER_LEN or (
+            end < len(data) and not _SCALAR.fullmatch(self._scalar)
+        ):
             self.status = "failed"
         elif end < len(data):
             self._state = "after"
@@ -207,7 +216,7 @@ class CallScanner:
 
 
 def parse_object(text: str) -> dict[str, Any] | None:
-    """The JSON object that `text` spells, or None if it spells none (NaN and Infinity are not JSON)."""
+    """The JSON object that `text` spells, or None. NaN and Infinity are not JSON."""
     try:
         value = json.loads(text, parse_constant=_refuse_constant)
     except (ValueError, RecursionError):

@@ -1,17 +1,19 @@
-"""Checks a conversation and its tools, and turns them into plain JSON values that a chat template may see.
+"""Checks a conversation and its tools; makes plain JSON values of them that a template may see.
 
-Contract: `check_messages` and `check_tools` return fresh values of exact types (str, int, float, bool, None, list,
-dict), or raise a RequestError whose `param` is the path of the offending part (`messages[2].tool_calls[0].function`).
-What they settle:
+Contract: `check_messages` and `check_tools` return fresh values of exact types (str, int, float,
+    bool, None, list, dict), or raise a RequestError whose `param` is the path of the offending part
+    (`messages[2].tool_calls[0].function`). What they settle:
 
-- content: a string; a list of text parts is joined; None becomes "" where an assistant message has tool calls;
-- tool calls: OpenAI's nested and the flat form become the nested one; arguments given as the JSON text of an object
+- content: a string; a list of text parts is joined; None becomes "" where an assistant message has
+  tool calls;
+- tool calls: OpenAI's nested and the flat form become the nested one; arguments given as the JSON
+  text of an object
   become that object (templates serialise them again); text that is no JSON object stays a string;
 - a `tool_call_id` must be the id of a call made before;
 - lone surrogates become U+FFFD; all other text, and unknown keys of messages, pass through.
 
-Not covered: images and videos (a text model refuses them here); whether the order of the roles suits the template,
-which says so itself.
+Not covered: images and videos (a text model refuses them here); whether the order of the roles
+suits the template, which says so itself.
 """
 
 from __future__ import annotations
@@ -47,7 +49,7 @@ def check_messages(messages: Any) -> list[dict[str, Any]]:
 
 
 def check_tools(tools: Any) -> list[dict[str, Any]] | None:
-    """Validate the offered tools; an empty list is None. Errors: RequestError naming the part, as `tools[0].name`.
+    """Validate the offered tools; an empty list is None. Errors: RequestError naming the part.
 
     The entries keep their form and key order, because templates print them as they are.
     """
@@ -136,10 +138,15 @@ def _check_message(message: Any, where: str, call_ids: set[str]) -> dict[str, An
             raise _bad(f"{where}.tool_calls", "must be a list")
         if calls:
             checked["tool_calls"] = [
-                _check_call(call, f"{where}.tool_calls[{i}]", call_ids) for i, call in enumerate(calls)
+                _check_call(call, f"{where}.tool_calls[{i}]", call_ids)
+                for i, call in enumerate(calls)
             ]
     checked["content"] = _check_content(checked, where)
-    if role == "tool" and checked.get("tool_call_id") is not None and checked["tool_call_id"] not in call_ids:
+    if (
+        role == "tool"
+        and checked.get("tool_call_id") is not None
+        and checked["tool_call_id"] not in call_ids
+    ):
         raise _bad(f"{where}.tool_call_id", "is not the id of a tool call made before")
     return checked
 
@@ -156,10 +163,16 @@ def _check_content(message: dict[str, Any], where: str) -> str:
         raise _bad(path, "must be a string or a list of parts")
     texts = []
     for index, part in enumerate(content):
-        kind = part.get("type", "text" if "text" in part else None) if isinstance(part, dict) else None
+        kind = (
+            part.get("type", "text" if "text" in part else None) if isinstance(part, dict) else None
+        )
         if kind != "text":
             what = f"is of the type {kind!r:.40}" if kind else "has no type"
-            raise _bad(f"{path}[{index}]", f"{what}; this model reads text only", "Send parts of the type text.")
+            raise _bad(
+                f"{path}[{index}]",
+                f"{what}; this model reads text only",
+                "Send parts of the type text.",
+            )
         if not isinstance(part.get("text"), str):
             raise _bad(f"{path}[{index}].text", "must be a string")
         texts.append(part["text"])
@@ -190,7 +203,7 @@ def _check_call(call: Any, where: str, call_ids: set[str]) -> dict[str, Any]:
 
 
 def _parse_arguments(text: str, where: str) -> dict[str, Any] | str:
-    """The object that the text spells; a model's broken JSON stays text, so that history can be sent back."""
+    """The object that the text spells; broken JSON stays text, so history can be sent back."""
     if not text.strip():
         return {}
     value = parse_object(text)

@@ -1,15 +1,18 @@
-"""Rewrites a parsed chat template: clock checks where time can pass, marks where its own text is printed.
+"""Rewrites a parsed chat template: clock checks where time passes, marks where its text is printed.
 
 Contract: `Rewriter(mark).visit(tree)` changes the tree in place so that the compiled template
 
 - calls the sandbox's `tick` in every turn of a loop, `emit` for every piece of output,
-  `box` for every container literal, `concat_texts` for `~`, and `noted` after comparisons and slices;
-- has `mark` applied to each piece of its own text that can reach the output: text between tags, and string constants
-  that are printed, assigned, joined, or given to a macro. Constants that are only compared with or searched for are
-  left alone, since what they meet is not marked.
+  `box` for every container literal, `concat_texts` for `~`, and `noted` after comparisons and
+  slices;
+- has `mark` applied to each piece of its own text that can reach the output: text between tags, and
+  string constants
+  that are printed, assigned, joined, or given to a macro. Constants that are only compared with or
+  searched for are left alone, since what they meet is not marked.
 
-It refuses what a chat template has no business with (include, import, extends, block, underscore attributes). The
-`generation` tag, which `transformers` uses for the loss mask, becomes a pair of marks around its body.
+It refuses what a chat template has no business with (include, import, extends, block, underscore
+attributes). The `generation` tag, which `transformers` uses for the loss mask, becomes a pair of
+marks around its body.
 
 Not covered: bounding the operations themselves (`sandbox.py`).
 """
@@ -21,13 +24,13 @@ from collections.abc import Callable
 from typing import Any
 
 from jinja2 import nodes
+from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension
 from jinja2.parser import Parser
-from jinja2.exceptions import SecurityError
 from jinja2.visitor import NodeTransformer
 
 MARK, GENERATION_START, GENERATION_END = "\ufdd0", "\ufdd1", "\ufdd2"
-"""Noncharacters of Unicode: the mark inside a token that the template itself prints, and around assistant text."""
+"""Noncharacters of Unicode: in tokens that the template itself prints; around assistant text."""
 RESERVED = re.compile(f"[{MARK}{GENERATION_START}{GENERATION_END}]")
 MAX_BRACKETS = 100
 
@@ -53,7 +56,8 @@ class GenerationTag(Extension):
         line = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
         start, end = (
-            nodes.Output([nodes.TemplateData(mark)]).set_lineno(line) for mark in (GENERATION_START, GENERATION_END)
+            nodes.Output([nodes.TemplateData(mark)]).set_lineno(line)
+            for mark in (GENERATION_START, GENERATION_END)
         )
         return [start, nodes.Scope(body).set_lineno(line), end]
 
@@ -67,7 +71,9 @@ class Rewriter(NodeTransformer):
     def visit(self, node: nodes.Node, *args: Any, **kwargs: Any) -> Any:
         """Refuse forbidden statements, then rewrite."""
         if isinstance(node, _REFUSED):
-            raise SecurityError(f"line {node.lineno}: {type(node).__name__.lower()} is not for chat templates")
+            raise SecurityError(
+                f"line {node.lineno}: {type(node).__name__.lower()} is not for chat templates"
+            )
         return super().visit(node, *args, **kwargs)
 
     def visit_Output(self, node: nodes.Output) -> nodes.Node:
@@ -114,7 +120,7 @@ class Rewriter(NodeTransformer):
         return _call("noted", self.generic_visit(node))
 
     def visit_Getitem(self, node: nodes.Getitem) -> nodes.Node:
-        """Slicing large values takes time; names with underscores are refused in this spelling too."""
+        """Slicing takes time; names with underscores are refused in this spelling too."""
         if isinstance(node.arg, nodes.Const) and str(node.arg.value).startswith("_"):
             raise SecurityError(f"line {node.lineno}: access to {node.arg.value!r:.40} is refused")
         self.generic_visit(node)

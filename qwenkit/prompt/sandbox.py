@@ -1,21 +1,27 @@
 """Renders an untrusted Jinja template: no way out, no way to run long, no way to grow large.
 
-Chat templates come with checkpoints, so they are foreign code that runs in the server's process. Contract:
-`Sandbox.compile(source)` checks and compiles, `Program.run(variables)` renders; both raise TemplateError.
+Chat templates come with checkpoints, so they are foreign code that runs in the server's process.
+Contract: `Sandbox.compile(source)` checks and compiles, `Program.run(variables)` renders; both
+raise TemplateError.
 
-- No way out: Jinja's immutable sandbox; filters, methods and globals are an allow-list; include, import, extends,
+- No way out: Jinja's immutable sandbox; filters, methods and globals are an allow-list; include,
+  import, extends,
   block, and every attribute that begins with an underscore are refused when compiling.
-- Time: `rewrite.py` puts a clock check into every loop, macro, call, operator and attribute access, and no single
-  operation between two checks is unbounded, so nothing has to be killed from outside. It works in any thread. The
-  clock is the thread's CPU time: a busy machine does not fail a harmless template.
-- Size: every string and container is measured before it is made (`LIMIT_CHARS` plus twice the input); a container's
+- Time: `rewrite.py` puts a clock check into every loop, macro, call, operator and attribute access,
+  and no single
+  operation between two checks is unbounded, so nothing has to be killed from outside. It works in
+  any thread. The clock is the thread's CPU time: a busy machine does not fail a harmless template.
+- Size: every string and container is measured before it is made (`LIMIT_CHARS` plus twice the
+  input); a container's
   size counts what it refers to as often as it would be printed, which stops exponential nesting.
 
-Undefined variables may be tested (`{% if x %}`, `x is defined`, loops), as published templates do; printing or
-computing with one is an error. Rendered like `transformers`: trim_blocks, lstrip_blocks, loop controls, `tojson`
-without HTML escapes, `raise_exception`, `strftime_now`, the `generation` tag.
+Undefined variables may be tested (`{% if x %}`, `x is defined`, loops), as published templates do;
+printing or computing with one is an error. Rendered like `transformers`: trim_blocks,
+lstrip_blocks, loop controls, `tojson` without HTML escapes, `raise_exception`, `strftime_now`, the
+`generation` tag.
 
-Not covered: templates that inherit; the filters that chat templates do not use (`format`, `attr`, `pprint` …).
+Not covered: templates that inherit; the filters that chat templates do not use (`format`, `attr`,
+`pprint` …).
 """
 
 from __future__ import annotations
@@ -34,13 +40,14 @@ from qwenkit.prompt.budget import ACTIVE, BoundError, Budget
 from qwenkit.prompt.filters import FILTERS, join_texts, replace_text
 from qwenkit.prompt.rewrite import GenerationTag, Rewriter, check_brackets
 
-LIMIT_SOURCE = 1 << 20
+LIMIT_SOURCE = 1 << 17
 LIMIT_BITS = 10_000
 
 _STR_METHODS = frozenset(
-    "capitalize casefold count endswith find index isalnum isalpha isascii isdecimal isdigit islower isnumeric "
-    "isprintable isspace istitle isupper join lower lstrip partition removeprefix removesuffix replace rfind rindex "
-    "rpartition rsplit rstrip split splitlines startswith strip swapcase title upper".split()
+    "capitalize casefold count endswith find index isalnum isalpha isascii isdecimal isdigit "
+    "islower isnumeric isprintable isspace istitle isupper join lower lstrip partition "
+    "removeprefix removesuffix replace rfind rindex rpartition rsplit rstrip split splitlines "
+    "startswith strip swapcase title upper".split()
 )
 _METHODS: dict[type, frozenset[str]] = {
     str: _STR_METHODS,
@@ -55,7 +62,7 @@ _DATE_FORMAT = re.compile(r"(?:[^%]|%[-A-Za-z%])*")
 
 
 class MessagesRefusedError(TemplateError, RequestError):
-    """The template itself refused the conversation (`raise_exception`), for instance the order of the roles."""
+    """The template itself refused the conversation, for instance the order of its roles."""
 
 
 class _Undefined(jinja2.Undefined):
@@ -165,6 +172,10 @@ class Sandbox(ImmutableSandboxedEnvironment):
         ACTIVE.get().tick()
         return super().getitem(obj, argument)
 
+    def wrap_str_format(self, value: Any) -> None:
+        """No `str.format`: not even in the harmless form that Jinja would put in its place."""
+        return None
+
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
         """Methods of built-in types by allow-list; nothing that begins with an underscore."""
         for kind, names in _METHODS.items():
@@ -172,7 +183,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
                 return attr in names
         return super().is_safe_attribute(obj, attr, value)
 
-    def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: B902, N805
+    def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:
         """Every call in a template. Text methods that can grow are computed under measure."""
         budget = ACTIVE.get()
         budget.tick()
@@ -194,14 +205,19 @@ class Sandbox(ImmutableSandboxedEnvironment):
         budget = ACTIVE.get()
         budget.tick()
         numbers = isinstance(left, int) and isinstance(right, int)
-        if operator == "+" and isinstance(left, (str, list, tuple)) and isinstance(right, (str, list, tuple)):
+        if (
+            operator == "+"
+            and isinstance(left, (str, list, tuple))
+            and isinstance(right, (str, list, tuple))
+        ):
             budget.charge(budget.size(left) + budget.size(right))
             if not isinstance(left, str):
                 return budget.box(super().call_binop(context, operator, left, right))
         elif operator == "*" and not numbers:
             for value, times in ((left, right), (right, left)):
                 if isinstance(value, (str, list, tuple)) and isinstance(times, int):
-                    budget.charge(budget.size(value) * max(times, 0))
+                    size = len(value) if isinstance(value, str) else budget.size(value)
+                    budget.charge(size * max(times, 0))
         elif operator == "%" and isinstance(left, (str, bytes)):
             raise SecurityError("formatting with % is refused; join texts with ~")
         elif operator == "*" and left.bit_length() + right.bit_length() > LIMIT_BITS:
@@ -220,7 +236,10 @@ class Sandbox(ImmutableSandboxedEnvironment):
         Errors: TemplateError.
         """
         if len(source) > LIMIT_SOURCE:
-            raise TemplateError(f"The chat template has {len(source)} characters.", f"At most {LIMIT_SOURCE} are taken.")
+            raise TemplateError(
+                f"The chat template has {len(source)} characters.",
+                f"At most {LIMIT_SOURCE} are taken.",
+            )
         token = ACTIVE.set(Budget(len(source), 0))
         try:
             check_brackets(source)
@@ -242,7 +261,8 @@ class Program:
     def run(self, variables: Mapping[str, Any], input_chars: int, items: int) -> str:
         """Render. `input_chars` and `items` say how large the input is; they widen the bounds.
 
-        Errors: MessagesRefusedError with the template's own words; TemplateError for everything else.
+        Errors: MessagesRefusedError with the template's own words; TemplateError for everything
+            else.
         """
         budget = Budget(input_chars, items)
         token = ACTIVE.set(budget)
@@ -256,7 +276,9 @@ class Program:
                     raise BoundError(f"it prints more than {budget.max_chars} characters")
             return "".join(pieces)
         except _Refusal as refusal:
-            raise MessagesRefusedError(f"The chat template refuses the messages: {str(refusal):.500}") from refusal
+            raise MessagesRefusedError(
+                f"The chat template refuses the messages: {str(refusal):.500}"
+            ) from refusal
         except Exception as error:  # a template is foreign code: whatever it breaks is its fault
             raise _as_template_error(error) from error
         finally:
@@ -269,10 +291,17 @@ def _as_template_error(error: Exception) -> TemplateError:
     if isinstance(error, (RecursionError, MemoryError)):
         reason = "it is nested too deeply"
     elif isinstance(error, jinja2.TemplateSyntaxError):
-        reason = f"line {error.lineno}: {error.message}"
+        reason = f"line {error.lineno}: {error.message}".rstrip(".")
     else:
-        reason = str(error) or type(error).__name__
-    kind = "was stopped" if isinstance(error, BoundError) else "is refused" if isinstance(error, SecurityError) else "fails"
+        reason = str(error).rstrip(".") or type(error).__name__
+    kind = (
+        "was stopped"
+        if isinstance(error, BoundError)
+        else "is refused"
+        if isinstance(error, SecurityError)
+        else "fails"
+    )
     return TemplateError(
-        f"The chat template {kind}: {reason:.300}.", "Use the template that the model was published with."
+        f"The chat template {kind}: {reason:.300}.",
+        "Use the template that the model was published with.",
     )

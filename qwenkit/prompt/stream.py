@@ -1,10 +1,12 @@
-"""Token ids → text while they are generated: no half characters, no stop strings, no tool-call markup.
+"""Token ids → text while they are generated: no half characters, no stop strings.
 
-Contract: `TextStream.push(ids)` returns the text that is certain now, `finish` the rest. Without stop strings the
-pieces joined equal `tokenizer.decode` of all ids: a character whose bytes are still coming is held back, so U+FFFD
-appears only where the whole text has it too. With stop strings, text is held back exactly as long as it could be the
-beginning of one; the first one completed ends the text in front of it (of several completed by the same character,
-the longest). Work is linear in the text for each stop string (Knuth, Morris and Pratt, 1977), whatever the pieces.
+Contract: `TextStream.push(ids)` returns the text that is certain now, `finish` the rest. Without
+    stop strings the pieces joined equal `tokenizer.decode` of all ids: a character whose bytes are
+    still coming is held back, so U+FFFD appears only where the whole text has it too. With stop
+    strings, text is held back exactly as long as it could be the beginning of one; the first one
+    completed ends the text in front of it (of several completed by the same character, the
+    longest). Work is linear in the text for each stop string (Knuth, Morris and Pratt, 1977),
+    whatever the pieces.
 
 Tool calls are parsed by `ToolCallParser`, which takes this text; see `tools.py`.
 
@@ -34,9 +36,13 @@ class TextStream:
     Errors: RequestError for an empty stop string.
     """
 
-    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = (), skip_special: bool = True) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, stop: Sequence[str] = (), skip_special: bool = True
+    ) -> None:
         if isinstance(stop, str) or not all(isinstance(text, str) and text for text in stop):
-            raise RequestError("stop must be a list of non-empty strings.", "Remove the empty one.", param="stop")
+            raise RequestError(
+                "stop must be a list of non-empty strings.", "Remove the empty one.", param="stop"
+            )
         self.stop_string: str | None = None
         """The stop string that was matched."""
         self._tokenizer = tokenizer
@@ -51,10 +57,12 @@ class TextStream:
         return self.stop_string is not None
 
     def push(self, ids: Iterable[int]) -> str:
-        """Take more ids; return new text that nothing can take back. Errors: TokenizerError for a bad id."""
+        """Take more ids; return new text that stays. Errors: TokenizerError for a bad id."""
         if self.stopped:
             return ""
-        data = b"".join(self._tokenizer.id_to_bytes(index) for index in ids if index not in self._skipped)
+        data = b"".join(
+            self._tokenizer.id_to_bytes(index) for index in ids if index not in self._skipped
+        )
         return self._scan(self._decoder.decode(data))
 
     def finish(self) -> str:
@@ -82,7 +90,7 @@ class TextStream:
 
 
 class _Matcher:
-    """Knuth–Morris–Pratt automaton; `state` is the length of the longest suffix seen that begins the string."""
+    """Knuth–Morris–Pratt automaton; `state` is how much of the string the text ends in."""
 
     def __init__(self, text: str) -> None:
         self.text, self.state = text, 0

@@ -1,17 +1,20 @@
 """Tool calls out of generated text, while it is generated.
 
-Contract: text goes in by `push` in any pieces, `Delta`s come out: content, or a part of a tool call. `finish` ends the
-text. `parse_tool_calls` does both for a whole text and gives the same result. Time is linear. Understood are
+Contract: text goes in by `push` in any pieces, `Delta`s come out: content, or a part of a tool
+    call. `finish` ends the text. `parse_tool_calls` does both for a whole text and gives the same
+    result. Time is linear. Understood are
 
-- Hermes, the trained format: `<tool_call>` JSON `</tool_call>`, several calls, several objects in one pair of tags,
+- Hermes, the trained format: `<tool_call>` JSON `</tool_call>`, several calls, several objects in
+  one pair of tags,
   the closing tag forgotten at the end;
-- when the names of the offered tools are given, also the habits of Qwen2.5-Coder, for objects that have just the keys
-  `name` (of an offered tool) and `arguments`: `<tools>` JSON `</tools>`, and a fenced block (three backticks, `json`
-  or nothing).
+- when the names of the offered tools are given, also the habits of Qwen2.5-Coder, for objects that
+  have just the keys
+  `name` (of an offered tool) and `arguments`: `<tools>` JSON `</tools>`, and a fenced block (three
+  backticks, `json` or nothing).
 
-A call exists once its JSON object is complete and has a name and arguments. What is broken, cut off, or lacks either
-comes back as content, character by character as the model wrote it; nothing is repaired or made up. White space
-between a call and its neighbours is not content.
+A call exists once its JSON object is complete and has a name and arguments. What is broken, cut
+off, or lacks either comes back as content, character by character as the model wrote it; nothing is
+repaired or made up. White space between a call and its neighbours is not content.
 
 Not covered: checking arguments against a tool's schema; formats before Qwen2.5 (✿FUNCTION✿).
 """
@@ -43,15 +46,20 @@ class ToolCall:
 
     def as_message(self) -> dict[str, Any]:
         """The entry for `tool_calls` of an assistant message, in OpenAI's form."""
-        return {"id": self.id, "type": "function", "function": {"name": self.name, "arguments": self.arguments}}
+        return {
+            "id": self.id,
+            "type": "function",
+            "function": {"name": self.name, "arguments": self.arguments},
+        }
 
 
 @dataclass(frozen=True)
 class Delta:
     """One piece of news: content (`index` is None), or something about call number `index`.
 
-    The first delta of a call has `id` and `name`, the following ones more text of its `arguments`. `retracted` says
-    that the call announced under `index` turned out broken; its text follows as content and the index is free again.
+    The first delta of a call has `id` and `name`, the following ones more text of its `arguments`.
+    `retracted` says that the call announced under `index` turned out broken; its text follows as
+    content and the index is free again.
     """
 
     content: str = ""
@@ -67,9 +75,10 @@ class ToolCallParser:
 
     Args:
         tools: names of the offered tools; None or empty reads Hermes calls only.
-        eager: True announces a call as soon as its name is known and passes on its arguments as they come, at the
-            price that a call which breaks off must be retracted. False announces complete calls only, so there is
-            never a `retracted` delta.
+        eager: True announces a call as soon as its name is known and passes on its arguments as
+            they come, at the
+            price that a call which breaks off must be retracted. False announces complete calls
+            only, so there is never a `retracted` delta.
     """
 
     def __init__(self, tools: Collection[str] | None = None, *, eager: bool = True) -> None:
@@ -89,7 +98,12 @@ class ToolCallParser:
     def push(self, text: str) -> list[Delta]:
         """Take the next piece of text; return what is certain now."""
         data, pos, before = self._rest + text, 0, -1
-        step = {"text": self._text, "fence": self._fence, "before": self._before, "object": self._object}
+        step = {
+            "text": self._text,
+            "fence": self._fence,
+            "before": self._before,
+            "object": self._object,
+        }
         while pos < len(data):
             state, before = self._state, pos
             pos = step.get(state, self._after)(data, pos)
@@ -140,7 +154,9 @@ class ToolCallParser:
     def _text(self, data: str, pos: int) -> int:
         match = self._opener.search(data, pos)
         if match is None:
-            end = len(data) - _partial_len(data, pos, list(_CLOSERS) if self._tools else ["<tool_call>"])
+            end = len(data) - _partial_len(
+                data, pos, list(_CLOSERS) if self._tools else ["<tool_call>"]
+            )
             self._content(data[pos:end])
             return end
         self._content(data[pos : match.start()])
@@ -193,7 +209,9 @@ class ToolCallParser:
         """Emit what is new about the current call."""
         if self._id is None:
             self._id = f"call_{uuid.uuid4().hex[:24]}"
-            self._out.append(Delta(index=self._calls, id=self._id, name=self._scanner.name, arguments=arguments))
+            self._out.append(
+                Delta(index=self._calls, id=self._id, name=self._scanner.name, arguments=arguments)
+            )
         elif arguments:
             self._out.append(Delta(index=self._calls, arguments=arguments))
 
