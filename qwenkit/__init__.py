@@ -1,7 +1,7 @@
-"""qwenkit: one definition of the Qwen2.5 / Qwen2-VL open models, from the checkpoint file to the answer.
+"""qwenkit: one definition of the Qwen2.5 / Qwen2-VL open models, from checkpoint file to answer.
 
-`from qwenkit import LLM` is the front door. The name is handed out lazily, so that `import qwenkit` stays cheap:
-it imports no torch.
+`from qwenkit import LLM` is the front door. The name is handed out lazily, so that `import qwenkit`
+stays cheap: it imports no torch.
 """
 
 from __future__ import annotations

@@ -1,14 +1,15 @@
-"""Set up everything that `make demo` and `make test` need, in .venv, with Python's standard library alone.
+"""Set up in .venv all that `make demo` and `make test` need, with the standard library alone.
 
-    python3 scripts/bootstrap.py          what `make setup` calls; a second call finds its stamp and ends at once
+    python3 scripts/bootstrap.py      what `make setup` calls; a second call ends at its stamp
 
-What a bare Debian lacks is worked around without touching the system: where ensurepip or Python's C headers are
-missing, the Debian packages that hold them are fetched by apt-get into .venv with a state of its own (no root) and
-unpacked there. PyTorch comes first, through pip, and is pinned while the rest is installed. CMake and Ninja come from
-pip. Without a compiler the install is pure Python, and one line says so.
+What a bare Debian lacks is worked around without touching the system: where ensurepip or Python's C
+headers are missing, apt-get fetches the Debian packages that hold them into .venv, with a state of
+its own (no root needed), and they are unpacked there. PyTorch comes first, through pip, and stays
+pinned while the rest is installed. CMake and Ninja come from pip. Without a compiler the install is
+pure Python, and one line says so.
 
-pip's own configuration (index, certificates, proxies) is respected. The full log is .venv/setup.log.
-Not covered: Windows; systems without ensurepip that are not Debian's (the message says what to install).
+pip's own configuration (index, certificates, proxies) is respected. The log is .venv/setup.log.
+Not covered: Windows; other systems than Debian without ensurepip (the message tells what to do).
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def compiler() -> str | None:
 
 
 def fingerprint() -> str:
-    """Changes when what is installed would: the project file, the C++ part, its compiler, the place."""
+    """Changes when what is installed would: project file, C++ part, compiler, place."""
     sources = [ROOT / "pyproject.toml", ROOT / "CMakeLists.txt", Path(__file__).resolve()]
     sources += sorted((ROOT / "qwenkit" / "ops" / "csrc").iterdir())
     digest = hashlib.sha256(f"{ROOT} {compiler()}".encode())
@@ -133,12 +134,13 @@ def install_pip() -> None:
             return
     raise SetupError(
         "this Python has neither ensurepip nor pip, and Debian's package could not be fetched.\n"
-        "    As root: apt-get install python3-venv. Or name another Python: make setup PYTHON=python3.12"
+        "    As root: apt-get install python3-venv. "
+        "Or name another Python: make setup PYTHON=python3.12"
     )
 
 
 def install_torch() -> str:
-    """PyTorch through pip, unless a fitting one is there; returns the pin for everything after it."""
+    """PyTorch through pip, unless a fitting one is there; returns the pin for all that follows."""
     say(f"installing {TORCH} (the largest part)")
     pip(TORCH)
     version = quietly(PYTHON, "-c", "import importlib.metadata as m; print(m.version('torch'))")

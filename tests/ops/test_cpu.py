@@ -1,4 +1,4 @@
-"""The C++ bodies against a formula written out in torch, in every instruction set of this machine."""
+"""The C++ bodies against a formula written in torch, in every instruction set of this machine."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def formula(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 def assert_close(got: Tensor, expected: Tensor) -> None:
     if got.dtype == torch.float32:
         torch.testing.assert_close(got, expected, rtol=2e-6, atol=1e-7)
-    else:  # the normalised value may lie on the edge between two bfloat16 numbers: one step each rounding
+    else:  # a value may lie on the edge between two bfloat16 numbers: one step for each rounding
         torch.testing.assert_close(got, expected, rtol=2**-6, atol=1e-30)
         assert (got != expected).float().mean() < 0.02
 
@@ -113,7 +113,7 @@ def test_a_bad_number_spoils_its_row_alone(isa: str, dtype: torch.dtype) -> None
 
 
 def test_rounding_to_bfloat16_is_to_nearest_even(isa: str) -> None:
-    """Every bfloat16 weight times 1/√5 and 3/√5 (rounded): products that need rounding, ties among them."""
+    """Every bfloat16 times 1/√5 and 3/√5 (rounded): most products need rounding, some are ties."""
     weight = torch.arange(0, 2**16, dtype=torch.int32).to(torch.uint16).view(torch.bfloat16)
     weight = weight[weight.isfinite()]
     x = torch.ones(1, weight.numel(), dtype=torch.bfloat16)
