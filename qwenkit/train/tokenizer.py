@@ -12,15 +12,18 @@ Not covered: other normalisers or split expressions, and extending an existing v
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+import logging
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from qwenkit.errors import OptionError, TrainError
-from qwenkit.utils import write_json, write_text
+from qwenkit.errors import DataError, OptionError, TrainError
+from qwenkit.options import TokenizerOptions, write_resolved
+from qwenkit.train.sources import Row, Source, is_endless, read_rows
+from qwenkit.utils import human_bytes, write_json, write_text
 
 SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -60,6 +63,54 @@ ADDED = (
 
 NUM_ADDED = len(SPECIAL) + len(ADDED)
 CHAT_TEMPLATE = Path(__file__).parent.parent / "assets" / "chat_template.jinja"
+
+
+BYTES_PER_TOKEN = 4
+"""What `tokens=` of a source means here, before there are tokens to count."""
+_log = logging.getLogger("qwenkit.train")
+
+
+def run(options: TokenizerOptions) -> Path:
+    """Train as the options say; returns the folder. Errors: QwenkitError."""
+    sources = [Source.parse(text) for text in options.data]
+    for source in sources:
+        if is_endless(source) and source.tokens is None and source.rows is None:
+            raise OptionError(f"data source {source.name} has no end.", "Add tokens=1M or rows=1000.")
+    out = Path(options.output_dir)
+    texts = (text for source in sources for text in source_texts(source))
+    size = train_tokenizer(
+        texts, options.vocab_size, out, model_max_length=options.model_max_length
+    )
+    write_resolved(options, out)
+    _log.info("%d tokens in %s", size, out)
+    return out
+
+
+def source_texts(source: Source) -> Iterator[str]:
+    """The texts of one source up to its `rows` and `tokens` (4 bytes each). Errors: DataError of the first bad row."""
+    limit = None if source.tokens is None else source.tokens * BYTES_PER_TOKEN
+    seen = 0
+    for number, row in enumerate(read_rows(source)):
+        if isinstance(row, DataError):
+            raise row
+        if (source.rows is not None and number >= source.rows) or (limit is not None and seen >= limit):
+            break
+        for text in _row_texts(row):
+            seen += len(text.encode("utf-8", "surrogatepass"))
+            yield text
+    _log.info("%s: %s", source.name, human_bytes(seen))
+
+
+def _row_texts(row: Row) -> Iterator[str]:
+    """What people and models write in a row, tool definitions and calls as JSON."""
+    yield from (text for text in (row.text, row.prompt, row.completion) if text)
+    for tool in row.tools or []:
+        yield json.dumps(tool, ensure_ascii=False)
+    for message in row.messages or []:
+        if isinstance(message.get("content"), str):
+            yield message["content"]
+        for call in message.get("tool_calls") or []:
+            yield json.dumps(call["function"], ensure_ascii=False)
 
 
 def train_tokenizer(
