@@ -73,7 +73,7 @@ def test_samples_are_right(lang: str, held_out: bool) -> None:
 def test_written_digits_make_the_result(lang: str) -> None:
     rng = random.Random(3)
     write = re.compile(r"write (\d) carry (\d)|写(\d)进(\d)")
-    digit = re.compile(r"=(\d), ?borrow|=(\d),借")
+    digit = re.compile(r"=(\d), ?borrow|=(\d)，借")
     for _ in range(2000):
         a, b = rng.randrange(1000), rng.randrange(1000)
         written = ["".join(pair) for pair in write.findall(addition(a, b, lang))]
@@ -103,11 +103,11 @@ def test_layout() -> None:
         "Answer: 933",
     ]
     assert subtraction(47, 586, "zh").split("\n") == [
-        "047<586,算-(586-047)",
-        "个位6-7<0,16-7=9,借1",
-        "十位8-4-1=3,借0",
-        "百位5-0-0=5,借0",
-        "答案:-539",
+        "047<586，算-(586-047)",
+        "个位6-7<0，16-7=9，借1",
+        "十位8-4-1=3，借0",
+        "百位5-0-0=5，借0",
+        "答案：-539",
     ]
     assert multiplication(47, 36, "en").split("\n") == [
         "47×6: 7×6=42, 4×6+4=24+4=28, so 282",
@@ -115,7 +115,7 @@ def test_layout() -> None:
         "0282+1410: 2+0=2, 8+1+0=9, 2+4+0=6, 0+1+0=1",
         "Answer: 1692",
     ]
-    assert multiplication(7, 8, "zh") == "7×8=56\n答案:56"
+    assert multiplication(7, 8, "zh") == "7×8=56\n答案：56"
     assert multiplication(7, 12, "en") == multiplication(12, 7, "en")
 
 
@@ -127,7 +127,7 @@ def test_only_the_last_answer_line_counts(lang: str) -> None:
     assert right is not None
     assert TASK.score(example, {"content": answer})
     assert TASK.score(example, {"content": f"Answer: {right}"})
-    assert TASK.score(example, {"content": f"Answer: {right + 1}\n答案:{right}"})
+    assert TASK.score(example, {"content": f"Answer: {right + 1}\n答案：{right}"})
     assert not TASK.score(example, {"content": f"Answer: {right}\nAnswer: {right + 1}"})
     assert not TASK.score(example, {"content": f"Answer: {right}0"})
     assert not TASK.score(example, {"content": str(right)})

@@ -68,8 +68,8 @@ def test_chinese_measures(pairs: list[tuple[str, str]]) -> None:
     nouns = "|".join(sorted(measured, key=len, reverse=True))
     seen = set()
     for english, chinese in pairs:
-        assert re.fullmatch(r"[\u4e00-\u9fff]+[。?]", chinese), chinese
-        assert chinese.endswith("吗?") == english.endswith("?"), (english, chinese)
+        assert re.fullmatch(r"[\u4e00-\u9fff]+[。？]", chinese), chinese
+        assert chinese.endswith("吗？") == english.endswith("?"), (english, chinese)
         assert "二" not in chinese and "的的" not in chinese
         for measure, noun in re.findall(
             rf"(?:{number}|这|那)({classes})(?:{adjectives})?({nouns})", chinese

@@ -45,9 +45,9 @@ PHRASES = {
         "Solve {} step by step.", "I need the result of {}.",
     ),
     "zh": (
-        "{}等于多少?", "{}等于几?", "{}=?", "{}", "计算{}", "计算:{}", "请计算{}。",
-        "{}是多少?", "请问{}等于多少?", "帮我算一下{}", "帮我算算{}。", "算一下{}",
-        "{}的结果是多少?", "求{}的值。", "{}得多少?", "你能算出{}吗?",
+        "{}等于多少？", "{}等于几？", "{}=?", "{}", "计算{}", "计算：{}", "请计算{}。",
+        "{}是多少？", "请问{}等于多少？", "帮我算一下{}", "帮我算算{}。", "算一下{}",
+        "{}的结果是多少？", "求{}的值。", "{}得多少？", "你能算出{}吗？",
     ),
 }  # fmt: skip
 PLACES = {"en": ("ones ", "tens ", "hundreds "), "zh": ("个位", "十位", "百位")}
@@ -88,7 +88,7 @@ def addition(a: int, b: int, lang: str) -> str:
         terms = f"{x}+{y}" if place == 0 else f"{x}+{y}+{carry}"
         total = x + y + carry
         carry, digit = divmod(total, 10)
-        note = f", write {digit} carry {carry}" if lang == "en" else f",写{digit}进{carry}"
+        note = f", write {digit} carry {carry}" if lang == "en" else f"，写{digit}进{carry}"
         lines.append(f"{PLACES[lang][place]}{terms}={total}{note}")
     return "\n".join([*lines, answer_line(lang, a + b)])
 
@@ -99,16 +99,16 @@ def subtraction(a: int, b: int, lang: str) -> str:
     sign = "<" if a < b else ">" if a > b else "="
     high, low = (right, left) if a < b else (left, right)
     difference = f"-({high}-{low})" if a < b else f"{high}-{low}"
-    lines = [f"{left}{sign}{right}{', so ' if lang == 'en' else ',算'}{difference}"]
-    borrow = 0
+    so, comma = (", so ", ", ") if lang == "en" else ("，算", "，")
+    lines, borrow = [f"{left}{sign}{right}{so}{difference}"], 0
     for place in range(len(left)):
         x, y = int(high[-1 - place]), int(low[-1 - place])
         rest = f"-{y}" if place == 0 else f"-{y}-{borrow}"
         digit = x - y - borrow
         borrow = int(digit < 0)
         digit += 10 * borrow
-        terms = f"{x}{rest}<0{',' if lang == 'zh' else ', '}1{x}{rest}" if borrow else f"{x}{rest}"
-        note = f", borrow {borrow}" if lang == "en" else f",借{borrow}"
+        terms = f"{x}{rest}<0{comma}1{x}{rest}" if borrow else f"{x}{rest}"
+        note = f", borrow {borrow}" if lang == "en" else f"，借{borrow}"
         lines.append(f"{PLACES[lang][place]}{terms}={digit}{note}")
     return "\n".join([*lines, answer_line(lang, a - b)])
 
@@ -137,7 +137,7 @@ def partial_product(a: int, digit: int, shift: int, lang: str) -> str:
     if lang == "en":
         head, comma, end = ": ", ", ", ", so "
     else:
-        head, comma, end = ":", ",", ",得"
+        head, comma, end = "：", "，", "，得"
     product = a * digit * shift
     return f"{a}×{digit * shift}{head}{ones}×{digit}={ones * digit}{comma}{upper}{end}{product}"
 
@@ -152,5 +152,5 @@ def compact_sum(a: int, b: int, lang: str) -> str:
         total = x + y + carry
         steps.append(f"{terms}={total}")
         carry = total // 10
-    head, comma = (": ", ", ") if lang == "en" else (":", ",")
+    head, comma = (": ", ", ") if lang == "en" else ("：", "，")
     return f"{left}+{right}{head}{comma.join(steps)}"

@@ -16,7 +16,7 @@ from qwenkit.tasks.base import Example
 
 TWO_TURN_SHARE = 0.15
 MAX_DRAWS = 2000
-FINAL_NUMBER = re.compile(r"(?:Answer|答案)[::] ?(-?\d+)")
+FINAL_NUMBER = re.compile(r"(?:Answer|答案)[:：] ?(-?\d+)")
 
 
 class TextSkill(abc.ABC):
@@ -82,4 +82,4 @@ def final_number(text: str) -> int | None:
 
 def answer_line(lang: str, number: int) -> str:
     """The line that ends every answer whose result is a number."""
-    return f"Answer: {number}" if lang == "en" else f"答案:{number}"
+    return f"Answer: {number}" if lang == "en" else f"答案：{number}"

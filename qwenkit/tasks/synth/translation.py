@@ -173,7 +173,7 @@ def state(rng: random.Random) -> Pair:
             f"{who.en} {do(who)} not {verb.base} {what[0]}.",
             f"{who.zh}{no}{verb.zh}{what[1]}。",
         )
-    return f"{do(who)} {who.en} {verb.base} {what[0]}?", f"{who.zh}{verb.zh}{what[1]}吗?"
+    return f"{do(who)} {who.en} {verb.base} {what[0]}?", f"{who.zh}{verb.zh}{what[1]}吗？"
 
 
 def doing(rng: random.Random) -> Pair:
@@ -194,7 +194,7 @@ def doing(rng: random.Random) -> Pair:
         return f"{who.en} {be(who)} {rest}.", f"{who.zh}正{at or '在'}{verb.zh}{what[1]}。"
     if form == 1:
         return f"{who.en} {be(who)} not {rest}.", f"{who.zh}没有{at or '在'}{verb.zh}{what[1]}。"
-    return f"{be(who)} {who.en} {rest}?", f"{who.zh}正{at or '在'}{verb.zh}{what[1]}吗?"
+    return f"{be(who)} {who.en} {rest}?", f"{who.zh}正{at or '在'}{verb.zh}{what[1]}吗？"
 
 
 def past(rng: random.Random) -> Pair:
@@ -216,7 +216,7 @@ def past(rng: random.Random) -> Pair:
         )
     return (
         f"did {who.en} {verb.base} {what[0]} {when[0]}?",
-        f"{who.zh}{when[1]}{verb.zh}{what[1]}了吗?",
+        f"{who.zh}{when[1]}{verb.zh}{what[1]}了吗？",
     )
 
 
@@ -228,7 +228,7 @@ def past_activity(rng: random.Random) -> Pair:
         return f"{who.en} {verb.past} {when[0]}.", f"{who.zh}{when[1]}{verb.zh}了。"
     if form == 1:
         return f"{who.en} did not {verb.base} {when[0]}.", f"{who.zh}{when[1]}没{verb.zh}。"
-    return f"did {who.en} {verb.base} {when[0]}?", f"{who.zh}{when[1]}{verb.zh}了吗?"
+    return f"did {who.en} {verb.base} {when[0]}?", f"{who.zh}{when[1]}{verb.zh}了吗？"
 
 
 def future(rng: random.Random) -> Pair:
@@ -248,7 +248,7 @@ def future(rng: random.Random) -> Pair:
         return f"{who.en} will {rest}.", f"{who.zh}{when[1]}{body}。"
     if form == 1:
         return f"{who.en} will not {rest}.", f"{who.zh}{when[1]}不{body}。"
-    return f"will {who.en} {rest}?", f"{who.zh}{when[1]}{body}吗?"
+    return f"will {who.en} {rest}?", f"{who.zh}{when[1]}{body}吗？"
 
 
 def wish(rng: random.Random) -> Pair:
@@ -267,7 +267,7 @@ def ability(rng: random.Random) -> Pair:
         return f"{who.en} can {english}.", f"{who.zh}会{chinese}。"
     if form == 1:
         return f"{who.en} cannot {english}.", f"{who.zh}不会{chinese}。"
-    return f"can {who.en} {english}?", f"{who.zh}会{chinese}吗?"
+    return f"can {who.en} {english}?", f"{who.zh}会{chinese}吗？"
 
 
 def profession(rng: random.Random) -> Pair:
@@ -283,7 +283,7 @@ def profession(rng: random.Random) -> Pair:
         return f"{who.en} {be(who)} {what}.", f"{who.zh}是{chinese}。"
     if form == 1:
         return f"{who.en} {be(who)} not {what}.", f"{who.zh}不是{chinese}。"
-    return f"{be(who)} {who.en} {what}?", f"{who.zh}是{chinese}吗?"
+    return f"{be(who)} {who.en} {what}?", f"{who.zh}是{chinese}吗？"
 
 
 def company(rng: random.Random) -> Pair:
@@ -336,7 +336,7 @@ def exists(rng: random.Random) -> Pair:
         return f"there {verb} {what[0]} {where[0]}.", f"{where[1]}有{what[1]}。"
     if form == 1:
         return f"there are no {noun.many} {where[0]}.", f"{where[1]}没有{noun.zh}。"
-    return f"are there any {noun.many} {where[0]}?", f"{where[1]}有{noun.zh}吗?"
+    return f"are there any {noun.many} {where[0]}?", f"{where[1]}有{noun.zh}吗？"
 
 
 def position(rng: random.Random) -> Pair:
@@ -351,7 +351,7 @@ def position(rng: random.Random) -> Pair:
         return f"{thing} is {where[0]}.", f"{chinese}{noun.zh}在{where[1]}。"
     if form == 1:
         return f"{thing} is not {where[0]}.", f"{chinese}{noun.zh}不在{where[1]}。"
-    return f"is {thing} {where[0]}?", f"{chinese}{noun.zh}在{where[1]}吗?"
+    return f"is {thing} {where[0]}?", f"{chinese}{noun.zh}在{where[1]}吗？"
 
 
 def quality(rng: random.Random) -> Pair:
@@ -371,7 +371,7 @@ def quality(rng: random.Random) -> Pair:
         return f"{thing} {verb} not {english}.", f"{hanzi}不{chinese}。"
     if form == 3:
         return f"{thing} {verb} too {english}.", f"{hanzi}太{chinese}了。"
-    return f"{verb} {thing} {english}?", f"{hanzi}{chinese}吗?"
+    return f"{verb} {thing} {english}?", f"{hanzi}{chinese}吗？"
 
 
 PATTERNS = (
