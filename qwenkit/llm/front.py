@@ -1,14 +1,15 @@
 """What a Python user holds: text in, text and tool calls out.
 
-    llm = LLM("tiny-instruct")                       # an embedded name, a folder, or org/name on a
-    hub print(llm.chat("What is 12 + 30?").text) for delta in llm.stream("Tell me a story.",
-    temperature=0.7):
+    llm = LLM("tiny-instruct")  # an embedded name, a folder, or org/name on a hub
+    print(llm.chat("What is 12 + 30?").text)
+    for delta in llm.stream("Tell me a story.", temperature=0.7):
         print(delta.text, end="")
 
 Every method may be called from many threads and coroutines at once: all of them share one batch,
 stepped by one thread. `chat_many` and a list given to `generate` run together too. Nothing is ever
 cut silently: a prompt that does not fit with its max_tokens is a ContextLengthError with the
-counts. Not covered: images, structured output.
+counts.
+Not covered: images, structured output.
 """
 
 from __future__ import annotations
@@ -82,19 +83,20 @@ class LLM:
         max_sequences: int = 32,
     ) -> None:
         self.path: Path | None = None
-        if isinstance(model, Qwen):
-            if tokenizer is None:
-                raise ConfigError("A model in memory needs its tokenizer.", "Give tokenizer=….")
-            self.name, self.model, self.tokenizer = "in-memory", model, tokenizer
-            self.generation = generation or GenerationConfig(model.config.eos_token_ids)
-        else:
-            name = os.fspath(model) if revision is None else f"{os.fspath(model)}@{revision}"
-            self.name, ref = name, model if revision is None else name
-            self.path = resolve_ref(ref, source=source, offline=offline, progress=progress)
+        if isinstance(model, (str, os.PathLike)):
+            self.name = os.fspath(model) + (f"@{revision}" if revision else "")
+            self.path = resolve_ref(
+                self.name if revision else model, source=source, offline=offline, progress=progress
+            )
             self.tokenizer = tokenizer or Tokenizer.from_dir(self.path)
             self.generation = generation or GenerationConfig.from_dir(self.path)
             device = device or ("cuda" if torch.cuda.is_available() else "cpu")
             self.model = load_model(self.path, dtype, device)
+        else:
+            if tokenizer is None:
+                raise ConfigError("A model in memory needs its tokenizer.", "Give tokenizer=….")
+            self.name, self.model, self.tokenizer = "in-memory", model, tokenizer
+            self.generation = generation or GenerationConfig(model.config.eos_token_ids)
         self.config = self.model.config
         self._check_vocabulary()
         engine = Engine(
@@ -109,9 +111,8 @@ class LLM:
         self._queries = QueryMaker(self.tokenizer, self.generation, engine, template, self.path)
         self._driver = Driver(engine)
         self._names = itertools.count()
-        self._finalizer = weakref.finalize(
-            self, self._driver.close
-        )  # also at the interpreter's exit
+        # Runs when the object goes, and at the interpreter's exit.
+        self._finalizer = weakref.finalize(self, self._driver.close)
 
     def close(self) -> None:
         """Stop the engine's thread; what still runs ends with EngineError. Closing again changes

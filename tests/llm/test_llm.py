@@ -1,0 +1,173 @@
+"""A checkpoint on disk: loading, logits, generation_config, and the loader's errors."""
+
+from __future__ import annotations
+
+import gc
+import json
+import shutil
+import subprocess
+import sys
+import threading
+import weakref
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from qwenkit.config import GenerationConfig
+from qwenkit.errors import ConfigError, ContextLengthError, EngineError, RequestError
+from qwenkit.llm import LLM
+from qwenkit.prompt.tokenizer import Tokenizer
+
+
+def test_tokens_and_back(llm: LLM) -> None:
+    ids = llm.tokenize("né<|im_end|>")
+    assert len(ids) == len("né<|im_end|>".encode()) and llm.detokenize(ids) == "né<|im_end|>"
+    assert llm.tokenize("<|im_end|>", allow_special=True) == [258]
+    prompt = llm.render([{"role": "user", "content": "hi"}])
+    assert len(prompt.ids) == len(prompt.loss_mask) and prompt.text.endswith("assistant\n")
+    assert not llm.render("hi", add_generation_prompt=False).text.endswith("assistant\n")
+
+
+def test_logits_are_those_of_the_model_and_of_generation(llm: LLM) -> None:
+    ids = llm.tokenize("Hello world")
+    logits = llm.logits(ids)
+    assert logits.shape == (11, 272) and logits.dtype == torch.float32
+    assert torch.allclose(llm.logits(ids[:4]), logits[:4], atol=1e-5)
+    out = llm.generate(ids, max_tokens=20, ignore_eos=True).choices[0].ids
+    for token in out:
+        assert token == int(llm.logits(ids)[-1, :265].argmax())
+        ids.append(token)
+
+
+@pytest.mark.parametrize("ids", [[], [272], [-1], [1.0], [True]])
+def test_logits_refuse_bad_ids(llm: LLM, ids: list[Any]) -> None:
+    with pytest.raises(RequestError):
+        llm.logits(ids)
+
+
+def test_logits_refuse_more_than_the_context(llm: LLM) -> None:
+    assert llm.logits([1] * 256).shape == (256, 272)
+    with pytest.raises(ContextLengthError):
+        llm.logits([1] * 257)
+
+
+@pytest.fixture
+def copied(checkpoint: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(checkpoint, tmp_path / "copy"))
+
+
+def write(path: Path, **values: Any) -> None:
+    (path / "generation_config.json").write_text(json.dumps(values))
+
+
+def test_generation_config_is_honoured_and_overridden(copied: Path) -> None:
+    write(
+        copied,
+        eos_token_id=[258, 256],
+        do_sample=True,
+        temperature=5.0,
+        top_p=0.9,
+        top_k=50,
+        repetition_penalty=1.2,
+        max_new_tokens=30,
+    )
+    with LLM(copied) as llm:
+        assert llm.generation.eos_token_ids == (258, 256)
+        same = llm.generate("abc", seed=1).choices[0].ids
+        assert (
+            same
+            == llm.generate("abc", seed=1).choices[0].ids
+            != llm.generate("abc", seed=2).choices[0].ids
+        )
+        spelt = llm.generate(
+            "abc",
+            seed=1,
+            temperature=5.0,
+            top_p=0.9,
+            top_k=50,
+            repetition_penalty=1.2,
+            max_tokens=30,
+        )
+        assert spelt.choices[0].ids == same and len(same) <= 30
+        greedy = (
+            llm.generate("abc", temperature=0, repetition_penalty=1.0, ignore_eos=True)
+            .choices[0]
+            .ids
+        )
+    write(copied, eos_token_id=[258, 256])
+    with LLM(copied) as llm:
+        assert llm.generate("abc", max_tokens=30, ignore_eos=True).choices[0].ids == greedy
+
+
+def test_every_end_id_ends(copied: Path) -> None:
+    with LLM(copied) as llm:
+        out = list(llm.generate("abc", max_tokens=30, ignore_eos=True).choices[0].ids)
+    ends = [out[12], out[5]]
+    write(copied, eos_token_id=ends)
+    with LLM(copied) as llm:
+        result = llm.generate("abc", max_tokens=30)
+        first = min(out.index(e) for e in ends)
+        assert list(result.choices[0].ids) == out[:first] and result.finish_reason == "stop"
+
+
+def test_choices_with_a_seed_repeat_and_differ(llm: LLM) -> None:
+    def draw(seed: int, n: int) -> list[tuple[int, ...]]:
+        result = llm.generate("abc", temperature=3.0, seed=seed, n=n, max_tokens=12)
+        return [choice.ids for choice in result.choices]
+
+    assert draw(5, 3) == draw(5, 3) and len(set(draw(5, 3))) == 3
+    assert draw(5, 3)[1:] == draw(6, 2), "choice i uses seed + i"
+    assert len(draw(2**63 - 1, 2)) == 2
+
+
+def test_parts_that_do_not_fit_together_are_refused(copied: Path) -> None:
+    write(copied, eos_token_id=265)
+    with pytest.raises(ConfigError, match="eos_token_id 265"):
+        LLM(copied)
+    with LLM(copied, generation=GenerationConfig((258,))) as llm:
+        model, tokenizer = llm.model, llm.tokenizer
+        config = json.loads((copied / "config.json").read_text())
+    with pytest.raises(ConfigError, match="tokenizer=…"):
+        LLM(model)
+    with LLM(model, tokenizer=tokenizer) as llm, pytest.raises(ConfigError, match="template=…"):
+        llm.chat("hi")
+    wide = json.loads((copied / "tokenizer_config.json").read_text())
+    for i in range(265, 280):
+        wide["added_tokens_decoder"][str(i)] = {"content": f"<|{i}|>", "special": True}
+    (copied / "tokenizer_config.json").write_text(json.dumps(wide))
+    assert config["vocab_size"] == 272
+    with pytest.raises(ConfigError, match="280 tokens, the model only 272"):
+        LLM(model, tokenizer=Tokenizer.from_dir(copied))
+
+
+def test_a_closed_llm_says_so_and_a_dropped_one_goes(checkpoint: Path) -> None:
+    llm = LLM(checkpoint)
+    llm.generate("a", max_tokens=2)
+    llm.close()
+    llm.close()
+    with pytest.raises(EngineError, match="closed"):
+        llm.generate("a", max_tokens=2)
+    llm = LLM(checkpoint)
+    llm.generate("a", max_tokens=2)
+    gone = weakref.ref(llm)
+    del llm
+    gc.collect()
+    assert gone() is None
+    assert not [t for t in threading.enumerate() if t.name == "qwenkit-engine"]
+
+
+def test_a_script_that_forgets_to_close_ends_cleanly(checkpoint: Path) -> None:
+    code = (
+        "import sys; from qwenkit import LLM; llm = LLM(sys.argv[1]); "
+        "s = llm.stream('abc', max_tokens=200, ignore_eos=True); next(s); print('bye')"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", code, str(checkpoint)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, "bye\n", "")
