@@ -200,12 +200,10 @@ def check_space(directory: Path, files: Iterable[tuple[RemoteFile, Path]], repo:
     their parts.
     """
     missing = 0
-    for file, part in files:
-        with contextlib.suppress(FileNotFoundError):
-            missing -= min(part.stat().st_size, file.size)
-        missing += file.size
     with disk_errors(directory):
         directory.mkdir(parents=True, exist_ok=True)
+        for file, part in files:
+            missing += file.size - (min(part.stat().st_size, file.size) if part.exists() else 0)
         free = shutil.disk_usage(directory).free
     if missing and missing + _SPARE > free:
         raise HubError(

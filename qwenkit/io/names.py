@@ -6,7 +6,6 @@ from them, so that no name can become a path outside the caches.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -132,22 +131,22 @@ def is_complete(directory: Path) -> bool:
     """Whether a directory holds configuration, tokenizer and every weight file, so that a model can
     be loaded.
     """
+
+    def there(name: str) -> bool:
+        return (directory / name).is_file()
+
     try:
-        present = set(os.listdir(directory))
-        weights = find_weights(directory)
-        tokenizer = "tokenizer.json" in present or {"vocab.json", "merges.txt"} <= present
-        return (
-            "config.json" in present
-            and tokenizer
-            and all(p.is_file() for p in weights.shards.values())
-        )
+        tokenizer = there("tokenizer.json") or (there("vocab.json") and there("merges.txt"))
+        if not (there("config.json") and tokenizer):
+            return False
+        return all(path.is_file() for path in find_weights(directory).shards.values())
     except (OSError, FormatError):
         return False
 
 
 def directory_bytes(directory: Path) -> int:
     """Bytes of the files directly in a directory, links followed."""
-    return sum(entry.stat().st_size for entry in os.scandir(directory) if entry.is_file())
+    return sum(path.stat().st_size for path in directory.iterdir() if path.is_file())
 
 
 def listed_file(path: object, size: object, url: str, **digests: str | None) -> RemoteFile:
