@@ -74,9 +74,9 @@ def _print(finding: Finding) -> None:
     style = {"ok": "green", "note": "yellow", "missing": "red"}[finding.state]
     out = console()
     out.print(f"[{style}]{finding.state:<8}[/]", end="")
-    out.print(f"{finding.name:<13}{finding.text}", markup=False, soft_wrap=True)
+    out.print(f"{finding.name:<15}{finding.text}", markup=False, soft_wrap=True)
     if finding.remedy:
-        out.print(f"{'':<21}{finding.remedy}", markup=False, soft_wrap=True)
+        out.print(f"{'':<23}{finding.remedy}", markup=False, soft_wrap=True)
 
 
 def _python() -> list[Finding]:

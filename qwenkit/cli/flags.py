@@ -23,7 +23,7 @@ _FILE = "_file"
 
 @dataclass(frozen=True)
 class Parsed:
-    """What the command line said: flag values by field name, and the options file."""
+    """What the command line said: flag values by option name, and the options file."""
 
     values: dict[str, Any]
     file: str | None
@@ -49,27 +49,35 @@ def build_parser(cls: type[Options], *, prog: str) -> argparse.ArgumentParser:
     """The parser of one verb; every default is "not given"."""
     parser = _Parser(
         prog=prog,
+        usage=_usage(cls, prog),
         description=(cls.__doc__ or "").strip(),
         formatter_class=_Help,
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
         add_help=False,
     )
+    arguments = parser.add_argument_group("arguments")
     groups: dict[str, Any] = {"options": parser.add_argument_group("options")}
     if takes_recipe(cls):
-        parser.add_argument(
+        arguments.add_argument(
             _FILE, nargs="?", metavar="CONFIG.yaml", help="options, flat or by sections"
         )
     for name in cls.model_fields:
         group = cls.flag(name).group
         groups.setdefault(group, parser.add_argument_group(group))
-        _add(parser if cls.flag(name).positional else groups[group], cls, name)
+        _add(arguments if cls.flag(name).positional else groups[group], cls, name)
     if not takes_recipe(cls):
         groups["options"].add_argument(
             "--config", dest=_FILE, metavar="FILE.yaml", help="read options from"
         )
     groups["options"].add_argument("-h", "--help", action="help", help="show this help and stop")
     return parser
+
+
+def _usage(cls: type[Options], prog: str) -> str:
+    places = [cls.flag(name).metavar for name in cls.model_fields if cls.flag(name).positional]
+    places += ["CONFIG.yaml"] if takes_recipe(cls) else []
+    return " ".join([prog, *(f"[{place}]" for place in places), "[options]"])
 
 
 def takes_recipe(cls: type[Options]) -> bool:
@@ -84,12 +92,12 @@ def _add(group: Any, cls: type[Options], name: str) -> None:
         field.default, field.is_required()
     )
     if flag.positional:
-        group.add_argument(name, nargs="?", metavar=flag.metavar, help=text)
+        group.add_argument(cls.key(name), nargs="?", metavar=flag.metavar, help=text)
         return
     names = [f"-{flag.short}"] if flag.short else []
     names.append(flag_name(cls.key(name)))
     hidden = [flag_name(alias) for alias in flag.aliases]
-    arguments: dict[str, Any] = {"dest": name, "help": text}
+    arguments: dict[str, Any] = {"dest": cls.key(name), "help": text}
     if bool in kinds:
         arguments["action"] = "store_const"
         group.add_argument(*names, const="true", **arguments)

@@ -11,7 +11,6 @@ import importlib
 import os
 import signal
 import sys
-import tempfile
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -131,24 +130,27 @@ def overview(only: str | None = None) -> str:
     """The text of `qwenkit --help`, made from the options classes; `only`: verbs that start so."""
     verbs = [verb for verb in VERBS if only is None or verb.words.startswith(only)]
     width = max(len(verb.words) for verb in VERBS) + 4
-    lines = ["usage: qwenkit VERB [MODEL] [options]", ""]
+    usage = "VERB [MODEL] [options]" if only is None else f"{only} VERB [CONFIG.yaml] [options]"
+    lines = [f"usage: qwenkit {usage}"]
     if only is None:
         lines += [
+            "",
             "The Qwen2.5 open models, from the checkpoint file to the answer. Without a model",
-            "name, the small model that comes with qwenkit is used; it needs no network.",
+            "name, the small one that comes with qwenkit is used; it needs no network.",
         ]
+    lines += [] if only is None else [""]
     group = ""
     for verb in verbs:
-        if verb.group != group:
+        if only is None and verb.group != group:
             group = verb.group
             lines += ["", f"{group}:"]
         lines.append(f"  {verb.words:<{width}}{verb.options.summary()}")
     lines += [
         "",
-        "Each verb has `--help`. Every option can also be set in a YAML file (--config) or",
-        f"in the environment (--top-k is {env_name('top_k')}). Answers go to standard output,",
-        "everything else to standard error. Exit codes: 0 done, 1 failed, 2 wrong option,",
-        "70 a bug in qwenkit, 130 interrupted.",
+        "Each verb has `--help`. Every option can also be set in a YAML file (--config)",
+        f"or in the environment (--top-k is {env_name('top_k')}). Answers go to standard",
+        "output, everything else to standard error. Exit codes: 0 done, 1 failed,",
+        "2 wrong option, 70 a bug in qwenkit, 130 interrupted.",
     ]
     if only is None:
         lines += ["", 'Start with:  qwenkit run -p "What can you do?"']
@@ -164,6 +166,8 @@ def _report(error: QwenkitError) -> int:
 
 def _report_bug(error: Exception, words: list[str]) -> int:
     """Keep the traceback in a file, and ask for it in one line."""
+    import tempfile  # costs 10 ms of --help
+
     if os.environ.get("QWENKIT_TRACEBACK") == "1":
         traceback.print_exception(error)
     what = " ".join(f"{type(error).__name__}: {error}".split())

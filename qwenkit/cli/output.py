@@ -60,19 +60,24 @@ def table(
         )
     for row in rows:
         grid.add_row(*(Text(cell) for cell in row))
-    out.print(grid)
+    _print_trimmed(out, grid)
 
 
 def pairs(items: Sequence[tuple[str, str]]) -> None:
-    """Names and values, one a line."""
-    width = max(len(name) for name, _ in items) + 2
-    out = console()
+    """Names and values, one a line, long values wrapped."""
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    grid.add_column(no_wrap=True)
+    grid.add_column(overflow="fold")
     for name, value in items:
-        line = Table.grid()
-        line.add_column(width=width, no_wrap=True)
-        line.add_column(overflow="fold")
-        line.add_row(Text(name, style="bold"), Text(value))
-        out.print(line)
+        grid.add_row(Text(name, style="bold"), Text(value))
+    _print_trimmed(console(), grid)
+
+
+def _print_trimmed(out: Console, grid: Table) -> None:
+    """Without the blanks that rich leaves at the ends of lines."""
+    with out.capture() as drawn:
+        out.print(grid)
+    print("\n".join(line.rstrip() for line in drawn.get().splitlines()))
 
 
 def hint(text: str) -> None:

@@ -83,7 +83,7 @@ def plan(options: PlanOptions) -> int:
     for place in here:
         print(place)
     if any(row.dtype not in LOADABLE for row in rows):
-        print("int8 and int4: for planning (GPTQ and AWQ files); this version runs bf16 and fp32.")
+        print("int8 and int4: for planning (GPTQ and AWQ files), not run yet")
     hint(_next(options, rows, here, context))
     return 0
 
@@ -196,8 +196,8 @@ def family(options: FamilyOptions) -> int:
     table(
         ["model", "params", "context", "licence", "bf16", "int4", "fits"], rows, right=[1, 2, 4, 5]
     )
-    print(f"fits: weights and {FAMILY_CONTEXT} tokens of context in {here}; int4 is for planning.")
-    print("Context after the slash: with YaRN. All are published by the organisation Qwen.")
+    print(f"fits: weights and {FAMILY_CONTEXT} tokens of context in {here}")
+    print("context after the slash: with YaRN; int8 and int4: for planning, not run yet")
     hint("qwenkit plan Qwen/NAME, then qwenkit pull Qwen/NAME")
     return 0
 

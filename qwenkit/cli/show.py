@@ -47,7 +47,7 @@ def facts_of_entry(entry: FamilyEntry) -> dict[str, Any]:
     """What the family's table says about a model that is not here."""
     return {
         "model": entry.repo,
-        "path": None,
+        "path": "not on this machine",
         **facts_of_config(entry.config),
         "context_with_yarn": entry.yarn_context,
         "licence": entry.licence,

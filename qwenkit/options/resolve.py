@@ -62,7 +62,8 @@ def resolve(
                     f"{file}: {seen[name]} and {key} are the same option.", "Keep one of them."
                 )
             seen[name] = str(key)
-            put(name, value, str(file))
+            single = isinstance(value, str) and list in _kinds(cls.model_fields[name].annotation)
+            put(name, [value] if single else value, str(file))
     environment = os.environ if env is None else env
     for key, name in names.items():
         text = environment.get(env_name(key))

@@ -120,7 +120,7 @@ class TrainOptions(Options):
 
 
 class PretrainOptions(TrainOptions):
-    """Train a model on plain text, from nothing or from a checkpoint."""
+    """Train a model on plain text, a fresh one or a checkpoint."""
 
     verb: ClassVar[str] = "pretrain"
     model: str | None = opt(None, "start from this checkpoint", metavar="MODEL")
@@ -146,7 +146,7 @@ class PretrainOptions(TrainOptions):
 
 
 class SftOptions(TrainOptions):
-    """Fine-tune a model on conversations; only the assistant's words are learned."""
+    """Fine-tune a model on conversations."""
 
     verb: ClassVar[str] = "sft"
     model: str = opt(
@@ -159,7 +159,7 @@ class SftOptions(TrainOptions):
 
 
 class TokenizerOptions(Options):
-    """Train a byte-level BPE with the family's splitting rule and special tokens."""
+    """Train a tokenizer of the family's kind (byte-level BPE)."""
 
     verb: ClassVar[str] = "tokenizer"
     output_dir: str = opt(..., "folder for the tokenizer's files", metavar="DIR")
@@ -173,7 +173,7 @@ class TokenizerOptions(Options):
 
 
 class EvalOptions(ModelOptions):
-    """Measure a model on held-out questions and write the report."""
+    """Measure a model on held-out questions, write the report."""
 
     verb: ClassVar[str] = "eval"
     tasks: list[str] = opt(

@@ -126,7 +126,7 @@ class AnswerOptions(LoadOptions):
 
 
 class RunOptions(AnswerOptions):
-    """Answer one prompt; only the answer goes to standard output."""
+    """Answer one prompt; prints the answer alone."""
 
     verb: ClassVar[str] = "run"
     prompt: str | None = opt(
@@ -162,7 +162,7 @@ class ListOptions(Options):
 
 
 class ShowOptions(Options):
-    """Show a model's shape, context, template, tokenizer, licence and files."""
+    """Show a model: shape, context, template, licence, files."""
 
     verb: ClassVar[str] = "show"
     model: str = opt(DEFAULT_MODEL, _MODEL_HELP, positional=True, metavar="MODEL")
@@ -171,7 +171,7 @@ class ShowOptions(Options):
 
 
 class FamilyOptions(Options):
-    """List the published models, and which of them fit this machine."""
+    """List the published models, and what fits this machine."""
 
     verb: ClassVar[str] = "family"
     kind: Literal["all", "base", "instruct", "coder", "math", "vl", "moe"] = opt(
@@ -185,7 +185,7 @@ class FamilyOptions(Options):
 
 
 class PlanOptions(Options):
-    """Tell how much memory a model takes, before anything runs."""
+    """Tell the memory that a model takes, before anything runs."""
 
     verb: ClassVar[str] = "plan"
     model: str = opt(
@@ -210,7 +210,7 @@ class PlanOptions(Options):
 
 
 class DoctorOptions(Options):
-    """Check this machine and this installation, and name what is missing."""
+    """Check machine and installation, and name what is missing."""
 
     verb: ClassVar[str] = "doctor"
     network: bool = opt(True, "try to reach the hubs")
@@ -218,7 +218,7 @@ class DoctorOptions(Options):
 
 
 class SchemaOptions(Options):
-    """Print the JSON schema of a verb's YAML options, or of all of them."""
+    """Print the JSON schema of the options in YAML files."""
 
     verb: ClassVar[str] = "config-schema"
     name: str | None = opt(None, "a verb; all if not given", positional=True, metavar="VERB")

@@ -1,0 +1,54 @@
+"""The options classes themselves: names, help, schema."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from qwenkit.options import VERBS, Options, RunOptions, env_name, flag_name, json_schema, resolve
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_option_is_named_once_and_explained(verb: str) -> None:
+    cls = VERBS[verb]
+    names = [known for name in cls.model_fields for known in (cls.key(name), *cls.flag(name).aliases)]
+    assert len(names) == len(set(names)), "two options share a name"
+    assert not any(name.startswith("no_") for name in names), "--no-X is the negation of --X"
+    for name, field in cls.model_fields.items():
+        assert field.description, f"{name} has no help"
+        assert name.islower() and name.isidentifier()
+    assert 10 < len(cls.summary()) <= 60, "fits a line of `qwenkit --help`"
+
+
+def test_the_sections_of_a_file_are_the_verbs() -> None:
+    assert Options.verbs() == set(VERBS)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_schema_matches_the_class(verb: str) -> None:
+    cls, schema = VERBS[verb], json_schema(verb)
+    json.dumps(schema)
+    assert schema["additionalProperties"] is False
+    assert list(schema["properties"]) == [cls.key(name) for name in cls.model_fields]
+    required = {cls.key(name) for name, field in cls.model_fields.items() if field.is_required()}
+    assert set(schema.get("required", [])) == required
+
+
+def test_schema_knows_ranges_and_variables() -> None:
+    temperature = json_schema("run")["properties"]["temperature"]
+    assert temperature["anyOf"][0] == {"type": "number", "minimum": 0, "maximum": 100}
+    assert temperature["x-env"] == "QWENKIT_TEMPERATURE"
+    assert json_schema("run")["properties"]["json"]["x-env"] == "QWENKIT_JSON"
+    assert set(json_schema()["properties"]) == set(VERBS) - {"config-schema"}
+
+
+def test_sampling_holds_only_what_is_set() -> None:
+    assert resolve(RunOptions, {}, env={}).sampling() == {}
+    given = resolve(RunOptions, {"temperature": "0", "stop": ["x"]}, env={})
+    assert given.sampling() == {"temperature": 0.0, "stop": ["x"]}
+
+
+def test_names() -> None:
+    assert flag_name("max_tokens") == "--max-tokens"
+    assert env_name("max_tokens") == "QWENKIT_MAX_TOKENS"
