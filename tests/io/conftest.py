@@ -248,7 +248,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeHub]:
     monkeypatch.setenv("MODELSCOPE_CACHE", str(tmp_path / "ms"))
     monkeypatch.setenv("HF_ENDPOINT", fake.url)
     monkeypatch.setenv("MODELSCOPE_ENDPOINT", fake.url)
-    policy = Policy(timeout=0.5, attempts=4, connect_attempts=2, backoff=0.001, max_wait=0.01)
+    policy = Policy(timeout=30, attempts=4, connect_attempts=2, backoff=0.001, max_wait=0.01)
     for module in (download, huggingface, modelscope):
         monkeypatch.setattr(module, "POLICY", policy)
     yield fake

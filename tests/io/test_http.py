@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import socket
 import time
 from email.message import Message
@@ -13,7 +14,7 @@ from qwenkit.errors import HubError
 from qwenkit.io import http
 from qwenkit.io.http import Policy, StatusError, UnreachableError, get_json, host_of, next_page
 
-QUICK = Policy(timeout=0.3, attempts=3, connect_attempts=2, backoff=0.001, max_wait=0.01)
+QUICK = Policy(timeout=20, attempts=3, connect_attempts=2, backoff=0.001, max_wait=0.01)
 
 
 def test_waiting_grows_and_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,9 +70,10 @@ def test_unreachable(hub: Any, url: str, reason: str) -> None:
 def test_a_silent_server_times_out(hub: Any) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         started = time.monotonic()
+        patience = dataclasses.replace(QUICK, timeout=0.3)
         with pytest.raises(UnreachableError, match="did not answer in time"):
-            get_json(f"http://127.0.0.1:{silent.getsockname()[1]}/", {}, QUICK)
-        assert 0.5 < time.monotonic() - started < 5
+            get_json(f"http://127.0.0.1:{silent.getsockname()[1]}/", {}, patience)
+        assert time.monotonic() - started > 0.55, "asked twice"
 
 
 def test_too_much_json_is_refused(hub: Any, monkeypatch: pytest.MonkeyPatch) -> None:
