@@ -35,4 +35,5 @@ tiny: setup
 	$(BIN)/qwenkit train tokenizer $(RECIPE)
 	$(BIN)/qwenkit train pretrain $(RECIPE)
 	$(BIN)/qwenkit train sft $(RECIPE)
-	$(BIN)/qwenkit eval $(RECIPE)
+	$(BIN)/qwenkit eval --config $(RECIPE)
+	$(BIN)/python scripts/install_tiny.py

@@ -1,9 +1,9 @@
 """The C++ bodies of the ops, for tensors on the CPU and without gradients.
 
 The extension module `_cpu` (csrc/) takes raw pointers, so it needs no PyTorch headers and works
-with any version. It picks the best instruction set of the machine when it is imported; `QWENKIT_ISA`
-forces a plainer one ("portable", "avx2", "avx512"). An install without a compiler lacks it:
-`available()` is then false, and `unavailable_reason()` says why.
+with any version. It picks the best instruction set of the machine when it is imported;
+`QWENKIT_ISA` forces a plainer one ("portable", "avx2", "avx512"). An install without a compiler
+lacks it: `available()` is then false, and `unavailable_reason()` says why.
 
 Not covered: dtypes outside `DTYPES`, gradients, threads (an op runs on the calling thread, with the
 GIL released).
@@ -65,8 +65,8 @@ def instruction_set() -> str | None:
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """RMS norm over the last dimension: x (…, C), weight (C), both of one dtype of `DTYPES`.
 
-    Returns a new tensor like x, contiguous; no gradient flows through it. A view that is not contiguous is
-    copied first.
+    Returns a new tensor like x, contiguous; no gradient flows through it. A view that is not
+    contiguous is copied first.
     """
     assert x.dtype in DTYPES and weight.dtype == x.dtype, (x.dtype, weight.dtype)
     assert weight.shape == x.shape[-1:], (weight.shape, x.shape)
