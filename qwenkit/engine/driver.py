@@ -44,7 +44,7 @@ class Driver:
             if self._closed:
                 raise EngineError(CLOSED, "Make a new LLM.")
             self._arrived += [(request, sink) for request in requests]
-            if self._thread is None:
+            if self._thread is None or not self._thread.is_alive():  # in a forked child it is gone
                 self._thread = threading.Thread(
                     target=self._run, name="qwenkit-engine", daemon=True
                 )

@@ -26,7 +26,7 @@ from qwenkit.engine.request import Request, RequestOutput
 from qwenkit.engine.runner import Runner
 from qwenkit.engine.sampler import Draw, Sampler
 from qwenkit.engine.scheduler import Plan, Scheduler
-from qwenkit.errors import ContextLengthError, RequestError
+from qwenkit.errors import ContextLengthError, OptionError, RequestError
 from qwenkit.model.qwen import Qwen
 
 _log = logging.getLogger("qwenkit.engine")
@@ -43,8 +43,10 @@ class Engine:
         block_size: tokens of a cache block.
         max_batch_tokens: tokens of one forward; longer prompts are computed in chunks.
         max_sequences: sequences that run at once; more wait.
-        max_model_len: longest prompt + max_tokens; by default what the model's config allows.
+        max_model_len: longest prompt + max_tokens; by default and at most what config.json allows.
         vocab_size: tokens of the tokenizer; rows of the head above it are never drawn.
+
+    Errors: OptionError naming what is out of range, OutOfMemoryError.
     """
 
     def __init__(
@@ -60,9 +62,19 @@ class Engine:
         vocab_size: int | None = None,
     ) -> None:
         config = model.config
+        most = config.context_length
+        for name, value, limit in (
+            ("num_blocks", num_blocks, None),
+            ("kv_bytes", kv_bytes, None),
+            ("block_size", block_size, 4096),
+            ("max_batch_tokens", max_batch_tokens, None),
+            ("max_sequences", max_sequences, max_batch_tokens),
+            ("max_model_len", max_model_len, most),
+        ):
+            _check_option(name, value, limit)
         self.model = model
         self.vocab_size = min(vocab_size or config.vocab_size, config.vocab_size)
-        self.context_length = min(max_model_len or config.context_length, config.context_length)
+        self.context_length = max_model_len or most
         if num_blocks is None:
             if kv_bytes is None:
                 tokens = max_sequences * -(-self.context_length // block_size) * block_size
@@ -194,6 +206,13 @@ class Engine:
         self._requests.pop(request.id, None)
         self.runner.release(request)
         self.sampler.forget(request)
+
+
+def _check_option(name: str, value: int | None, limit: int | None) -> None:
+    if value is None or 1 <= value <= (value if limit is None else limit):
+        return
+    bounds = "at least 1" if limit is None else f"from 1 to {limit}"
+    raise OptionError(f"{name} is {value}; it must be {bounds}.")
 
 
 def _one_line(error: Exception) -> str:

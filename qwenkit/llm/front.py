@@ -18,7 +18,7 @@ import asyncio
 import itertools
 import os
 import weakref
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Generator, Sequence
 from contextlib import aclosing, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast, overload
@@ -289,7 +289,7 @@ class LLM:
         allow_special: bool = False,
         template_kwargs: dict[str, Any] | None = None,
         **sampling: Unpack[Sampling],
-    ) -> Iterator[StreamDelta]:
+    ) -> Generator[StreamDelta, None, None]:
         """The answer to `messages` (as `chat`), or the completion of `prompt` (as `generate`),
         piece by piece.
 
@@ -309,7 +309,7 @@ class LLM:
         allow_special: bool = False,
         template_kwargs: dict[str, Any] | None = None,
         **sampling: Unpack[Sampling],
-    ) -> AsyncIterator[StreamDelta]:
+    ) -> AsyncGenerator[StreamDelta, None]:
         """`stream` for coroutines. Errors in the input come with the first piece."""
         what = (messages, tools, template_kwargs, prompt, allow_special, sampling)
         query = await asyncio.to_thread(self._queries.either, *what)
@@ -321,7 +321,7 @@ class LLM:
 
     # The way to the engine
 
-    def _watch(self, job: Job) -> Iterator[StreamDelta]:
+    def _watch(self, job: Job) -> Generator[StreamDelta, None, None]:
         yield from run(self._driver, job)
         job.raise_errors()
 

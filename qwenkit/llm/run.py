@@ -22,8 +22,8 @@ Parcel = list[RequestOutput]
 def run(driver: Driver, job: Job) -> Generator[StreamDelta, None, None]:
     """Submit a job and yield its news until it is done."""
     box: queue.SimpleQueue[Parcel] = queue.SimpleQueue()
-    driver.submit(job.requests, _sink(job, box.put))
     try:
+        driver.submit(job.requests, _sink(job, box.put))
         while job.open_ids:
             news, unwanted = job.push(box.get())
             if unwanted:
@@ -41,8 +41,8 @@ async def arun(driver: Driver, job: Job) -> AsyncGenerator[StreamDelta, None]:
     def put(parcel: Parcel) -> None:
         loop.call_soon_threadsafe(box.put_nowait, parcel)
 
-    driver.submit(job.requests, _sink(job, put))
     try:
+        driver.submit(job.requests, _sink(job, put))
         while job.open_ids:
             news, unwanted = job.push(await box.get())
             if unwanted:

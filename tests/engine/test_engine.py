@@ -12,7 +12,7 @@ import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from qwenkit.engine import Engine, Request, RequestOutput, SamplingParams
-from qwenkit.errors import ContextLengthError, OutOfMemoryError, RequestError
+from qwenkit.errors import ContextLengthError, OptionError, OutOfMemoryError, RequestError
 from qwenkit.model.qwen import Qwen
 
 STEPS = 64
@@ -72,6 +72,25 @@ def test_greedy_tokens_equal_transformers_in_every_batching(
         tokens = complete(engine, prompts, SamplingParams(max_tokens=STEPS))
         assert tokens == expected, batching
         assert engine.scheduler.pool.num_free == engine.scheduler.pool.num_blocks
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("batching", BATCHINGS)
+def test_cuda_writes_what_the_cpu_writes(
+    batching: str, make_model: Callable[..., Qwen], make_prompts: Complete, complete: Complete
+) -> None:
+    prompts, model = make_prompts(8), make_model()
+    rules: list[dict[str, Any]] = [
+        {},
+        {"repetition_penalty": 1.3, "frequency_penalty": 0.2, "logit_bias": {3: -5.0}},
+        {"temperature": 0.8, "top_k": 20, "top_p": 0.9, "min_p": 0.01, "seed": 5, "logprobs": 3},
+        {"min_tokens": 30, "stop_token_ids": (1, 2, 3)},
+    ]
+    params = [SamplingParams(max_tokens=STEPS, **rules[i % 4]) for i in range(8)]
+    options = {"num_blocks": 256, **BATCHINGS[batching]}
+    expected = complete(Engine(model, **options), prompts, params)
+    assert complete(Engine(make_model().cuda(), **options), prompts, params) == expected
 
 
 def test_repetition_penalty_equals_transformers(
@@ -261,6 +280,23 @@ def test_pad_rows_of_the_vocabulary_are_never_drawn(
     assert all(i < 10 for o in outputs for p in o.logprobs or [] for i, _ in p.top)
     with pytest.raises(RequestError, match="from 0 to 9"):
         engine.add(Request("b", [10], params))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("max_model_len", 257),
+        ("max_model_len", 0),
+        ("block_size", 0),
+        ("kv_bytes", 0),
+        ("num_blocks", -1),
+        ("max_sequences", 0),
+        ("max_sequences", 513),
+    ],
+)
+def test_options_out_of_range_are_named(model: Qwen, name: str, value: int) -> None:
+    with pytest.raises(OptionError, match=f"{name} is {value}"):
+        Engine(model, **{name: value})  # type: ignore[arg-type]
 
 
 def test_the_cache_is_sized_by_bytes_or_by_blocks(model: Qwen) -> None:
