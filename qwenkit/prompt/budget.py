@@ -1,8 +1,8 @@
 """What one rendering of a chat template may spend: time, characters, list entries.
 
 Contract: a `Budget` is made active (`ACTIVE`) around compiling or rendering; everything that the
-    sandbox lets a template do asks it first, and `BoundError` stops the template. A budget belongs
-    to the thread that made it.
+sandbox lets a template do asks it first, and `BoundError` stops the template. A budget belongs
+to the thread that made it.
 
 Not covered: memory that Python itself needs per value; the bounds are a few times smaller than what
 a server can bear.
@@ -20,7 +20,7 @@ from jinja2.exceptions import SecurityError
 LIMIT_CHARS = 4 << 20
 LIMIT_ITEMS = 100_000
 LIMIT_SECONDS = 1.0
-WORK_FACTOR = 64
+WORK_FACTOR = 32
 
 
 _EMPTY: dict[str, str] = {}
@@ -38,7 +38,7 @@ class Budget:
         self.max_chars = LIMIT_CHARS + 2 * input_chars
         self.max_items = LIMIT_ITEMS + items
         self._work = WORK_FACTOR * self.max_chars
-        self._seconds = LIMIT_SECONDS + 1e-7 * input_chars + 1e-4 * items
+        self._seconds = LIMIT_SECONDS + 1e-6 * input_chars
         self._cpu_end = time.thread_time() + self._seconds
         self._look = time.monotonic() + self._seconds
         self._sizes: dict[int, tuple[object, int]] = {}

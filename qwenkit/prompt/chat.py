@@ -1,12 +1,12 @@
 """A conversation → the prompt: text, token ids and loss mask from one rendering of the template.
 
 Contract: `ChatTemplate.from_dir(path, tokenizer).render(messages, tools)` → `Prompt`. The text is
-    byte-equal to what `transformers` renders. The ids are those of that text, with one difference,
-    which is the point: only special tokens that the *template itself* writes become special ids.
-    Whatever comes from outside (messages, tools, arguments, names) is encoded as plain text, so
-    nobody can close a turn or open another role by typing `<|im_end|>`, in one piece or spread over
-    several strings. For that the template's own tokens carry a mark, a noncharacter that no input
-    has while it renders (inputs that do contain it lend it for that time).
+byte-equal to what `transformers` renders. The ids are those of that text, with one difference,
+which is the point: only special tokens that the *template itself* writes become special ids.
+Whatever comes from outside (messages, tools, arguments, names) is encoded as plain text, so
+nobody can close a turn or open another role by typing `<|im_end|>`, in one piece or spread over
+several strings. For that the template's own tokens carry a mark, a noncharacter that no input
+has while it renders (inputs that do contain it lend it for that time).
 
 `loss_mask` is True on what the assistant must produce: where the template has `{% generation %}`
 tags, the tokens in them; otherwise, in ChatML, everything behind `<|im_start|>assistant\\n` up to

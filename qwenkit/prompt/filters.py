@@ -1,8 +1,8 @@
 """The filters that a chat template may use: an allow-list, each with its growth under measure.
 
 Contract: `FILTERS` maps names to functions with Jinja's own signatures and results (`tojson` as
-    `transformers` defines it). Whatever runs through a sequence lists it under the active budget
-    first; whatever makes text has it measured.
+`transformers` defines it). Whatever runs through a sequence lists it under the active budget
+first; whatever makes text has it measured.
 
 Not covered, on purpose: filters that chat templates do not use and that widen what must be guarded
 (`attr`, `center`, `filesizeformat`, `format`, `pprint`, `random`, `striptags`, `truncate`,

@@ -1,14 +1,14 @@
 """Checks a conversation and its tools; makes plain JSON values of them that a template may see.
 
 Contract: `check_messages` and `check_tools` return fresh values of exact types (str, int, float,
-    bool, None, list, dict), or raise a RequestError whose `param` is the path of the offending part
-    (`messages[2].tool_calls[0].function`). What they settle:
+bool, None, list, dict), or raise a RequestError whose `param` is the path of the offending part
+(`messages[2].tool_calls[0].function`). What they settle:
 
 - content: a string; a list of text parts is joined; None becomes "" where an assistant message has
   tool calls;
 - tool calls: OpenAI's nested and the flat form become the nested one; arguments given as the JSON
-  text of an object
-  become that object (templates serialise them again); text that is no JSON object stays a string;
+  text of an object become that object (templates serialise them again); text that is no JSON object
+  stays a string;
 - a `tool_call_id` must be the id of a call made before;
 - lone surrogates become U+FFFD; all other text, and unknown keys of messages, pass through.
 

@@ -2,13 +2,11 @@
 
 Contract: `Rewriter(mark).visit(tree)` changes the tree in place so that the compiled template
 
-- calls the sandbox's `tick` in every turn of a loop, `emit` for every piece of output,
-  `box` for every container literal, `concat_texts` for `~`, and `noted` after comparisons and
-  slices;
+- calls the sandbox's `tick` in every turn of a loop, `emit` for every piece of output, `box` for
+  every container literal, `concat_texts` for `~`, and `noted` after comparisons and slices;
 - has `mark` applied to each piece of its own text that can reach the output: text between tags, and
-  string constants
-  that are printed, assigned, joined, or given to a macro. Constants that are only compared with or
-  searched for are left alone, since what they meet is not marked.
+  string constants that are printed, assigned, joined, or given to a macro. Constants that are only
+  compared with or searched for are left alone, since what they meet is not marked.
 
 It refuses what a chat template has no business with (include, import, extends, block, underscore
 attributes). The `generation` tag, which `transformers` uses for the loss mask, becomes a pair of

@@ -1,19 +1,19 @@
 """Renders an untrusted Jinja template: no way out, no way to run long, no way to grow large.
 
 Chat templates come with checkpoints, so they are foreign code that runs in the server's process.
-Contract: `Sandbox.compile(source)` checks and compiles, `Program.run(variables)` renders; both
-raise TemplateError.
+Contract: `Sandbox.program(source, mark)` checks and compiles, `Program.run(variables)` renders;
+both raise TemplateError.
 
 - No way out: Jinja's immutable sandbox; filters, methods and globals are an allow-list; include,
-  import, extends,
-  block, and every attribute that begins with an underscore are refused when compiling.
-- Time: `rewrite.py` puts a clock check into every loop, macro, call, operator and attribute access,
-  and no single
-  operation between two checks is unbounded, so nothing has to be killed from outside. It works in
-  any thread. The clock is the thread's CPU time: a busy machine does not fail a harmless template.
+  import, extends, block, and every attribute that begins with an underscore are refused when
+  compiling.
+- Time: `rewrite.py` puts a clock check into every loop, call, operator and attribute access, and no
+  single operation between two checks is unbounded, so nothing has to be killed from outside. It
+  works in any thread. The clock is the thread's CPU time: a busy machine does not fail a harmless
+  template.
 - Size: every string and container is measured before it is made (`LIMIT_CHARS` plus twice the
-  input); a container's
-  size counts what it refers to as often as it would be printed, which stops exponential nesting.
+  input); a container's size counts what it refers to as often as it would be printed, which stops
+  exponential nesting.
 
 Undefined variables may be tested (`{% if x %}`, `x is defined`, loops), as published templates do;
 printing or computing with one is an error. Rendered like `transformers`: trim_blocks,

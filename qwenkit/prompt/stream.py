@@ -1,12 +1,12 @@
 """Token ids → text while they are generated: no half characters, no stop strings.
 
 Contract: `TextStream.push(ids)` returns the text that is certain now, `finish` the rest. Without
-    stop strings the pieces joined equal `tokenizer.decode` of all ids: a character whose bytes are
-    still coming is held back, so U+FFFD appears only where the whole text has it too. With stop
-    strings, text is held back exactly as long as it could be the beginning of one; the first one
-    completed ends the text in front of it (of several completed by the same character, the
-    longest). Work is linear in the text for each stop string (Knuth, Morris and Pratt, 1977),
-    whatever the pieces.
+stop strings the pieces joined equal `tokenizer.decode` of all ids: a character whose bytes are
+still coming is held back, so U+FFFD appears only where the whole text has it too. With stop
+strings, text is held back exactly as long as it could be the beginning of one; the first one
+completed ends the text in front of it (of several completed by the same character, the
+longest). Work is linear in the text for each stop string (Knuth, Morris and Pratt, 1977),
+whatever the pieces.
 
 Tool calls are parsed by `ToolCallParser`, which takes this text; see `tools.py`.
 

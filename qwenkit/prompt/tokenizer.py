@@ -1,11 +1,11 @@
 """Text ↔ token ids, exactly as the published Qwen2.5 tokenizer, and safe for text that users type.
 
 Contract: `encode` turns text into ids; added tokens (`<|im_start|>`, `<tool_call>`,
-    `<|fim_prefix|>` …) that occur in it stay plain text, unless the caller says
-    `allow_special=True`. `decode` is byte-exact with U+FFFD for bytes that are no UTF-8, and
-    decodes as a whole what `stream.TextStream` gives in pieces. Text is NFC-normalised (as
-    published), so `decode(encode(text))` is the NFC form of `text`. A lone surrogate, which no
-    UTF-8 can spell, becomes U+FFFD.
+`<|fim_prefix|>` …) that occur in it stay plain text, unless the caller says
+`allow_special=True`. `decode` is byte-exact with U+FFFD for bytes that are no UTF-8, and
+decodes as a whole what `stream.TextStream` gives in pieces. Text is NFC-normalised (as
+published), so `decode(encode(text))` is the NFC form of `text`. A lone surrogate, which no
+UTF-8 can spell, becomes U+FFFD.
 
 The library underneath holds the vocabulary without the added tokens; these are split off here,
 longest first. So there is no switch inside the library that could be forgotten. Time is n log n in

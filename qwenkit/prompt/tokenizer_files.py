@@ -1,10 +1,10 @@
 """Reads and checks a checkpoint's tokenizer files; `tokenizer.py` runs what this hands over.
 
 Contract: `read_spec(dir)` → `TokenizerSpec`, out of `tokenizer.json`, or of `vocab.json` +
-    `merges.txt`, with `tokenizer_config.json` beside either. Only the family's kind is accepted:
-    byte-level BPE without unknown token, whose alphabet has all 256 bytes (else some text could not
-    be spelt) and whose ids leave no hole. Whatever is missing, corrupt, contradictory or of another
-    kind is a `TokenizerError` that names the file.
+`merges.txt`, with `tokenizer_config.json` beside either. Only the family's kind is accepted:
+byte-level BPE without unknown token, whose alphabet has all 256 bytes (else some text could not
+be spelt) and whose ids leave no hole. Whatever is missing, corrupt, contradictory or of another
+kind is a `TokenizerError` that names the file.
 
 Not covered: SentencePiece models, `tiktoken` rank files, added tokens that swallow neighbouring
 spaces.

@@ -1,16 +1,14 @@
 """Tool calls out of generated text, while it is generated.
 
 Contract: text goes in by `push` in any pieces, `Delta`s come out: content, or a part of a tool
-    call. `finish` ends the text. `parse_tool_calls` does both for a whole text and gives the same
-    result. Time is linear. Understood are
+call. `finish` ends the text. `parse_tool_calls` does both for a whole text and gives the same
+result. Time is linear. Understood are
 
 - Hermes, the trained format: `<tool_call>` JSON `</tool_call>`, several calls, several objects in
-  one pair of tags,
-  the closing tag forgotten at the end;
+  one pair of tags, the closing tag forgotten at the end;
 - when the names of the offered tools are given, also the habits of Qwen2.5-Coder, for objects that
-  have just the keys
-  `name` (of an offered tool) and `arguments`: `<tools>` JSON `</tools>`, and a fenced block (three
-  backticks, `json` or nothing).
+  have just the keys `name` (of an offered tool) and `arguments`: `<tools>` JSON `</tools>`, and a
+  fenced block (three backticks, `json` or nothing).
 
 A call exists once its JSON object is complete and has a name and arguments. What is broken, cut
 off, or lacks either comes back as content, character by character as the model wrote it; nothing is
@@ -76,9 +74,8 @@ class ToolCallParser:
     Args:
         tools: names of the offered tools; None or empty reads Hermes calls only.
         eager: True announces a call as soon as its name is known and passes on its arguments as
-            they come, at the
-            price that a call which breaks off must be retracted. False announces complete calls
-            only, so there is never a `retracted` delta.
+            they come, at the price that a call which breaks off must be retracted. False announces
+            complete calls only, so there is never a `retracted` delta.
     """
 
     def __init__(self, tools: Collection[str] | None = None, *, eager: bool = True) -> None:
