@@ -53,15 +53,22 @@ def paged_attention(
     window: int | None = None,
 ) -> Tensor:
     bounds = cu_seqlens.tolist()
-    if bounds[-1] == len(bounds) - 1:  # one query a sequence: decode, all sequences at once
+    spans = list(zip(bounds, bounds[1:], strict=False))
+    if bounds[-1] == len(spans):  # one query a sequence: decode, all sequences at once
         return _decode(q, k_cache, v_cache, block_tables, context_lens, scale, window)
-    out = []
+    out = torch.empty_like(q)
+    single = [s for s, (start, end) in enumerate(spans) if end - start == 1]
+    if single:  # the decoding sequences of a mixed batch, at once too
+        rows, tables, lens = cu_seqlens[single].long(), block_tables[single], context_lens[single]
+        out[rows] = _decode(q[rows], k_cache, v_cache, tables, lens, scale, window)
     for s, context in enumerate(context_lens.tolist()):
-        blocks = block_tables[s, : -(-context // k_cache.shape[1])].long()
-        k = k_cache[blocks].flatten(0, 1)[:context]  # (context, K, D)
-        v = v_cache[blocks].flatten(0, 1)[:context]
-        out.append(_attend(q[bounds[s] : bounds[s + 1]], k, v, scale, window))
-    return torch.cat(out)
+        start, end = spans[s]
+        if end - start != 1:
+            blocks = block_tables[s, : -(-context // k_cache.shape[1])].long()
+            k = k_cache[blocks].flatten(0, 1)[:context]  # (context, K, D)
+            v = v_cache[blocks].flatten(0, 1)[:context]
+            out[start:end] = _attend(q[start:end], k, v, scale, window)
+    return out
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None) -> Tensor:
@@ -106,7 +113,8 @@ def _decode(
     key = torch.arange(longest, device=q.device)[None, :]
     end = context_lens[:, None].long()
     mask = key < end
-    # What nobody wrote may hold anything, and nan survives a mask: read the sequence's first token there instead.
+    # What nobody wrote may hold anything, and nan survives a mask: read the sequence's first
+    # token there instead.
     slots = torch.where(mask, slots, slots[:, :1]).flatten()
     k = k_cache.view(-1, shape.numel()).index_select(0, slots).view(-1, longest, *shape).to(q.dtype)
     v = v_cache.view(-1, shape.numel()).index_select(0, slots).view(-1, longest, *shape).to(q.dtype)
@@ -142,10 +150,11 @@ def sample(
 ) -> Tensor:
     chosen = logits.argmax(-1)
     warm = temperature > 0
-    # One pass for each top_k in use: a row's token depends on its own numbers alone, even among equal logits.
+    # One pass for each top_k in use: a row's token depends on its own numbers alone, even among
+    # equal logits.
     for limit in top_k[warm].unique().tolist():
         rows = (warm & (top_k == limit)).nonzero()[:, 0]
-        filters = (temperature[rows, None], top_p[rows, None], min_p[rows, None], uniform[rows, None])
+        filters = (x[rows, None] for x in (temperature, top_p, min_p, uniform))
         chosen[rows] = _draw(logits[rows], limit, *filters)
     return chosen
 
@@ -153,7 +162,7 @@ def sample(
 def _draw(
     logits: Tensor, limit: int, temperature: Tensor, top_p: Tensor, min_p: Tensor, uniform: Tensor
 ) -> Tensor:
-    """Rows that share a top_k: temperature, top_k, top_p and min_p, then the inverse of the cumulative sum."""
+    """Rows that share a top_k: the filters, then the inverse of the cumulative sum."""
     if 0 < limit < logits.shape[-1]:
         ranked, order = logits.topk(limit, dim=-1)  # sixty times faster than sorting the vocabulary
     else:
