@@ -1,11 +1,13 @@
 """Checkpoints that survive `kill -9` at any moment: complete and verified, or not there.
 
-Order of a save: every file is written into a temporary directory and fsynced, the manifest with their SHA-256 comes
-last, the directory is fsynced, renamed to `step-00000042`, and its parent fsynced. Only then are older checkpoints
-removed, by renaming first. Loading takes the newest directory whose every byte matches its manifest and says aloud
-when it passes one over. Tensors are safetensors, the rest is JSON; nothing is ever unpickled.
+Order of a save: every file is written into a temporary directory and fsynced, the manifest with
+their SHA-256 comes last, the directory is fsynced, renamed to `step-00000042`, and its parent
+fsynced. Only then are older checkpoints removed, by renaming first. Loading takes the newest
+directory whose every byte matches its manifest and says aloud when it passes one over. Tensors are
+safetensors, the rest is JSON; nothing is ever unpickled.
 
-Two trainers cannot share an output directory (`OutputLock`, released by the kernel when the process dies).
+Two trainers cannot share an output directory (`OutputLock`, released by the kernel when the process
+dies).
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qwenkit.errors import QwenkitError, TrainError
+from qwenkit.errors import CheckpointError, QwenkitError, TrainError
 from qwenkit.io.safetensors import SafetensorsFile, save_file
 from qwenkit.train.tokenise import file_digest
 from qwenkit.utils import fsync_dir, read_json, write_json
@@ -52,13 +54,17 @@ class OutputLock:
         except BlockingIOError:
             os.close(fd)
             raise TrainError(
-                f"{self._path.parent} is in use by another training run.", "Wait for it, or choose another output_dir."
+                f"{self._path.parent} is in use by another training run.",
+                "Wait for it, or choose another output_dir.",
             ) from None
         self._fd = fd
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         if self._fd is not None:
             os.close(self._fd)
@@ -66,11 +72,17 @@ class OutputLock:
 
 
 def save_checkpoint(
-    root: Path, step: int, groups: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any], keep: int
+    root: Path,
+    step: int,
+    groups: Mapping[str, Mapping[str, Tensor]],
+    state: Mapping[str, Any],
+    keep: int,
 ) -> Path:
-    """Write `root/step-…` with one safetensors file for each group and `state` as JSON, then keep the newest `keep`.
+    """Write `root/step-…` with one safetensors file for each group and `state` as JSON, then keep
+    the newest `keep`.
 
-    Errors: OSError (full disk, permissions) with nothing left behind and older checkpoints untouched.
+    Errors: TrainError (full disk, permissions) with nothing left behind and older checkpoints
+    untouched.
     """
     root.mkdir(parents=True, exist_ok=True)
     target = root / f"step-{step:08d}"
@@ -81,17 +93,24 @@ def save_checkpoint(
         for name, tensors in groups.items():
             save_file(tensors, temporary / f"{name}.safetensors")
         write_json(temporary / STATE, {"format": FORMAT, "step": step, **state})
-        files = {path.name: {"size": path.stat().st_size, "sha256": file_digest(path)} for path in _files(temporary)}
+        files = {
+            path.name: {"size": path.stat().st_size, "sha256": file_digest(path)}
+            for path in _files(temporary)
+        }
         write_json(temporary / MANIFEST, {"files": files})
         fsync_dir(temporary)
         if target.exists():  # a damaged one that was passed over on resuming
             _remove(target)
         os.rename(temporary, target)
-    except BaseException:
+        fsync_dir(root)
+        rotate(root, keep)
+    except (OSError, CheckpointError) as error:
+        raise TrainError(
+            f"The checkpoint of step {step} could not be written: {error}.",
+            f"Free space, then run the same command again; older checkpoints in {root} are whole.",
+        ) from error
+    finally:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    fsync_dir(root)
-    rotate(root, keep)
     return target
 
 
@@ -121,7 +140,8 @@ def verify(path: Path) -> str | None:
         if {p.name for p in _files(path)} != {*files, MANIFEST}:
             return "files are missing or left over"
         for name, entry in files.items():
-            if (path / name).stat().st_size != entry["size"] or file_digest(path / name) != entry["sha256"]:
+            size, digest = entry["size"], entry["sha256"]
+            if (path / name).stat().st_size != size or file_digest(path / name) != digest:
                 return f"{name} does not match its digest"
     except (QwenkitError, OSError, KeyError, TypeError, AttributeError) as error:
         return f"{MANIFEST} is unreadable ({error})"
@@ -140,7 +160,9 @@ def newest_checkpoint(root: Path) -> Path | None:
             return path
         _log.warning("checkpoint %s is damaged, trying the one before: %s", path, problem)
     if found:
-        raise TrainError(f"Every checkpoint in {root} is damaged.", "Delete them, or set resume: never.")
+        raise TrainError(
+            f"Every checkpoint in {root} is damaged.", "Delete them, or set resume: never."
+        )
     return None
 
 
@@ -148,7 +170,9 @@ def load_state(path: Path) -> dict[str, Any]:
     """The JSON state of a checkpoint. Errors: TrainError for another format version."""
     state = read_json(path / STATE)
     if not isinstance(state, dict) or state.get("format") != FORMAT:
-        raise TrainError(f"{path} has another checkpoint format.", "Resume with the version that wrote it.")
+        raise TrainError(
+            f"{path} has another checkpoint format.", "Resume with the version that wrote it."
+        )
     return state
 
 
@@ -158,17 +182,21 @@ def load_tensors(path: Path, group: str) -> dict[str, Tensor]:
         return {name: file.tensor(name).clone() for name in file.keys()}
 
 
-def check_fingerprint(saved: Mapping[str, Any], current: Mapping[str, Any], *, allow_changes: bool) -> None:
-    """Refuse to resume when what decides the result has changed. Errors: TrainError naming each change."""
+def check_fingerprint(
+    saved: Mapping[str, Any], current: Mapping[str, Any], *, allow_changes: bool
+) -> None:
+    """Refuse to resume when what decides the result has changed. It names each change."""
     keys = sorted(saved.keys() | current.keys())
     changes = [key for key in keys if _plain(saved.get(key)) != _plain(current.get(key))]
     if not changes:
         return
-    text = "; ".join(f"{key} was {saved.get(key)!r}, is {current.get(key)!r}" for key in changes[:6])
+    text = "; ".join(
+        f"{key} was {saved.get(key)!r}, is {current.get(key)!r}" for key in changes[:6]
+    )
     if not allow_changes:
         raise TrainError(
             f"The checkpoint belongs to another run: {text}.",
-            "Undo the change, set resume: never, choose another output_dir, or set allow_changes: true.",
+            "Undo the change, choose another output_dir, or set allow_changes: true.",
         )
     _log.warning("resuming although the run changed: %s", text)
 

@@ -1,8 +1,10 @@
-"""From token stores to micro batches: packing whole sequences, and a loader whose place can be saved.
+"""From token stores to micro batches: packing whole sequences, and a loader whose place can be
+saved.
 
-Each epoch shuffles the sequences by (seed, epoch) and lays them first-fit into bins of at most `tokens_per_batch`
-tokens; a sequence is never cut here. The loader's state is (epoch, index), so resuming goes on with the very
-next micro batch. Nothing depends on the clock, the global random state or hash order.
+Each epoch shuffles the sequences by (seed, epoch) and lays them first-fit into bins of at most
+`tokens_per_batch` tokens; a sequence is never cut here. The loader's state is (epoch, index), so
+resuming goes on with the very next micro batch. Nothing depends on the clock, the global random
+state or hash order.
 Legend: N tokens, M supervised positions, S sequences.
 """
 
@@ -42,9 +44,11 @@ class MicroBatch:
 
 
 def pack(lengths: NDArray[np.int64], limit: int, order: NDArray[np.int64]) -> list[list[int]]:
-    """Bins of sequence numbers, each at most `limit` tokens, first-fit over `order` with a few bins open.
+    """Bins of sequence numbers, each at most `limit` tokens, first-fit over `order` with a few bins
+    open.
 
-    Bins are returned in the order in which they were opened. Errors: DataError for a sequence over the limit.
+    Bins are returned in the order in which they were opened. Errors: DataError for a sequence over
+    the limit.
     """
     bins: list[list[int]] = []
     room: list[int] = []
@@ -52,7 +56,10 @@ def pack(lengths: NDArray[np.int64], limit: int, order: NDArray[np.int64]) -> li
     for number in order.tolist():
         length = int(lengths[number])
         if length > limit:
-            raise DataError(f"A sequence has {length} tokens, tokens_per_batch is {limit}.", "Raise tokens_per_batch.")
+            raise DataError(
+                f"A sequence has {length} tokens, tokens_per_batch is {limit}.",
+                "Raise tokens_per_batch.",
+            )
         for at in range(first_open, len(bins)):
             if room[at] >= length:
                 bins[at].append(number)
@@ -87,16 +94,19 @@ def collate(store: TokenStore, numbers: list[int], device: torch.device) -> Micr
 class Loader:
     """Endless micro batches of a store, epoch after epoch, from any saved place.
 
-    Errors: DataError when the store is empty, OptionError for a batch smaller than the longest sequence.
+    Errors: DataError when the store is empty, OptionError for a batch smaller than the longest
+    sequence.
     """
 
-    def __init__(self, store: TokenStore, tokens_per_batch: int, seed: int, device: torch.device) -> None:
+    def __init__(
+        self, store: TokenStore, tokens_per_batch: int, seed: int, device: torch.device
+    ) -> None:
         if len(store) == 0:
             raise DataError("The training data is empty.", "Check the data sources.")
         longest = int(store.lengths.max())
         if longest > tokens_per_batch:
             raise OptionError(
-                f"tokens_per_batch is {tokens_per_batch}, the longest sequence has {longest} tokens.",
+                f"tokens_per_batch is {tokens_per_batch}, the longest sequence {longest} tokens.",
                 "Raise tokens_per_batch or lower max_seq_len.",
             )
         self.store, self.limit, self.seed, self.device = store, tokens_per_batch, seed, device
@@ -114,7 +124,9 @@ class Loader:
     def bins(self, epoch: int) -> list[list[int]]:
         """The packing of one epoch; the last one asked for is kept."""
         if self._packed[0] != epoch:
-            order = np.random.Generator(np.random.PCG64([self.seed, epoch])).permutation(len(self.store))
+            order = np.random.Generator(np.random.PCG64([self.seed, epoch])).permutation(
+                len(self.store)
+            )
             self._packed = (epoch, pack(self.store.lengths, self.limit, order))
         return self._packed[1]
 
@@ -128,7 +140,7 @@ class Loader:
         return micro
 
     def hardest(self) -> MicroBatch:
-        """The micro batch of epoch 0 that needs most memory: most tokens, then longest sequences."""
+        """Epoch 0's micro batch that needs most memory: most tokens, then longest sequences."""
         lengths = self.store.lengths
         cost = [(int(lengths[b].sum()), int((lengths[b] ** 2).sum())) for b in self.bins(0)]
         return collate(self.store, self.bins(0)[cost.index(max(cost))], self.device)

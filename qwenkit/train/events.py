@@ -1,8 +1,8 @@
 """What a run tells: a JSONL log, TensorBoard event files, and one progress line on stderr.
 
-The event file is TFRecord framing around hand-encoded protocol buffers (tensorflow/core/util/event.proto: wall_time 1,
-step 2, file_version 3, summary 5, session_log 7), so nothing of TensorBoard is imported. Not covered: histograms,
-images, text.
+The event file is TFRecord framing around hand-encoded protocol buffers
+(tensorflow/core/util/event.proto: wall_time 1, step 2, file_version 3, summary 5, session_log 7),
+so nothing of TensorBoard is imported. Not covered: histograms, images, text.
 """
 
 from __future__ import annotations
@@ -44,8 +44,9 @@ def masked_crc(data: bytes) -> int:
 
 
 class EventWriter:
-    """Appends scalars to a TensorBoard event file. `first_step` tells readers to drop what an earlier, cut-off
-    run wrote from that step on."""
+    """Appends scalars to a TensorBoard event file. `first_step` tells readers to drop what an
+    earlier, cut-off run wrote from that step on.
+    """
 
     def __init__(self, directory: Path, first_step: int) -> None:
         directory.mkdir(parents=True, exist_ok=True)
@@ -58,7 +59,9 @@ class EventWriter:
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Write one point of each curve."""
         entries = b"".join(
-            _bytes(1, _bytes(1, name.encode()) + b"\x15" + struct.pack("<f", value))  # tag 1, simple_value 2
+            _bytes(
+                1, _bytes(1, name.encode()) + b"\x15" + struct.pack("<f", value)
+            )  # tag 1, simple_value 2
             for name, value in values.items()
         )
         self._write(_bytes(5, entries), step)
@@ -70,7 +73,12 @@ class EventWriter:
     def _write(self, payload: bytes, step: int) -> None:
         event = b"\x09" + struct.pack("<d", time.time()) + _varint_field(2, step) + payload
         length = struct.pack("<Q", len(event))
-        frame = length + struct.pack("<I", masked_crc(length)) + event + struct.pack("<I", masked_crc(event))
+        frame = (
+            length
+            + struct.pack("<I", masked_crc(length))
+            + event
+            + struct.pack("<I", masked_crc(event))
+        )
         self._file.write(frame)
 
 
@@ -91,11 +99,17 @@ def _bytes(number: int, value: bytes) -> bytes:
 
 
 class JsonLog:
-    """One JSON object a line. On resuming, lines after the resumed step are removed, so steps stay unique."""
+    """One JSON object a line. On resuming, lines after the resumed step are removed, so steps stay
+    unique.
+    """
 
     def __init__(self, path: Path, first_step: int) -> None:
         if path.exists():
-            kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= first_step]
+            kept = [
+                line
+                for line in path.read_text(encoding="utf-8").splitlines()
+                if _step_of(line) <= first_step
+            ]
             write_text(path, "".join(f"{line}\n" for line in (kept if first_step else [])))
         self._file: TextIO = open(path, "a", encoding="utf-8")
 
@@ -117,7 +131,7 @@ def _step_of(line: str) -> float:
 
 
 class Progress:
-    """The progress line: rewritten in place on a terminal, one line for each log entry elsewhere."""
+    """The progress line: rewritten in place on a terminal, one line a log entry elsewhere."""
 
     def __init__(self, total: int, stream: TextIO | None = None) -> None:
         self._total, self._stream = total, stream or sys.stderr

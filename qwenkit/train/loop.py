@@ -1,17 +1,18 @@
-"""The training loop: schedule, accumulation, clipping, logging, checkpoints. The step is written out in `train`.
+"""The training loop: schedule, accumulation, clipping, logging, checkpoints. The step is written
+out in `train`.
 
-A method (pretrain, sft, …) gives a `Loader` and a loss `(model, micro) -> summed loss`; everything else is here.
-Layout of the output directory:
+A method (pretrain, sft, …) gives a `Loader` and a loss `(model, micro) -> summed loss`; everything
+else is here. Layout of the output directory:
 
-    options.json       the resolved options
-    log.jsonl          one line for each logged step, validation and save
-    tensorboard/       the same numbers as event files
-    checkpoints/       step-…/: model, optimizer, rng, state, manifest
-    model/             the finished model, laid out as a published checkpoint (written by the method)
+    options.json       the resolved options log.jsonl          one line for each logged step,
+    validation and save tensorboard/       the same numbers as event files checkpoints/
+    step-…/: model, optimizer, rng, state, manifest model/             the finished model, laid out
+    as a published checkpoint (written by the method)
 
-Resuming is bit-identical on the same machine: weights, optimiser, random states and the loader's place are saved, and
-whatever else decides the result (options, data, versions, threads) is compared. SIGTERM and SIGINT save and end the
-run with `TrainInterrupted` (exit codes 143 and 130). Not covered: more than one process.
+Resuming is bit-identical on the same machine: weights, optimiser, random states and the loader's
+place are saved, and whatever else decides the result (options, data, versions, threads) is
+compared. SIGTERM and SIGINT save and end the run with `TrainInterrupted` (exit codes 143 and 130).
+Not covered: more than one process.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ _log = logging.getLogger("qwenkit.train")
 
 @dataclass
 class Run:
-    """What changes while training, besides weights and optimiser state; saved in every checkpoint."""
+    """What changes besides weights and optimiser state; saved in every checkpoint."""
 
     step: int = 0
     tokens: int = 0
@@ -64,7 +65,7 @@ class Run:
 
 @dataclass
 class Trainer:
-    """Everything that one run holds. `fingerprint` is what must be equal for a resume to be exact."""
+    """All that one run holds. `fingerprint` must be equal for a resume to be exact."""
 
     model: Qwen
     loader: Loader
@@ -81,9 +82,11 @@ class Trainer:
 
 
 def train(trainer: Trainer) -> None:
-    """Train to the end, resuming first when there is a checkpoint. The caller holds the `OutputLock`.
+    """Train to the end, resuming first when there is a checkpoint. The caller holds the
+    `OutputLock`.
 
-    Errors: TrainError, TrainInterrupted, OutOfMemoryError; the newest checkpoint is always left complete.
+    Errors: TrainError, TrainInterrupted, OutOfMemoryError; the newest checkpoint is always left
+    complete.
     """
     options, model = trainer.options, trainer.model
     trainer.optimizers = make_optimizers(model, options)
@@ -95,7 +98,7 @@ def train(trainer: Trainer) -> None:
     with _Signals() as signals, _Report(trainer, total) as report, _memory_guard(options):
         if run.step < total:
             with autocast(options, model.device):  # out of memory shows now, not in an hour
-                trainer.loss(model, trainer.loader.hardest()).backward()
+                trainer.loss(model, trainer.loader.hardest()).backward()  # type: ignore[no-untyped-call]
         while run.step < total:
             micros = next_micros(trainer.loader, options)
             supervised = sum(micro.supervised for micro in micros)
@@ -107,7 +110,7 @@ def train(trainer: Trainer) -> None:
             for micro in micros:
                 with autocast(options, model.device):
                     part = trainer.loss(model, micro) / supervised
-                part.backward()
+                part.backward()  # type: ignore[no-untyped-call]
                 loss += part.detach()
             norm = torch.nn.utils.clip_grad_norm_(parameters, options.max_grad_norm or math.inf)
             if math.isfinite(float(loss)) and math.isfinite(float(norm)):
@@ -134,7 +137,9 @@ def train(trainer: Trainer) -> None:
 
 
 def autocast(options: TrainOptions, device: torch.device) -> torch.autocast:
-    """Forward arithmetic in bfloat16 where asked for; weights, gradients and optimiser stay float32."""
+    """Forward arithmetic in bfloat16 where asked for; weights, gradients and optimiser stay
+    float32.
+    """
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=options.dtype == "bf16")
 
 
@@ -157,14 +162,16 @@ def total_steps(loader: Loader, options: TrainOptions) -> int:
 
 
 def count_bad_step(trainer: Trainer) -> None:
-    """Note a step whose loss or gradient was not finite; it changed nothing. Errors: TrainError after too many."""
+    """Note a step whose loss or gradient was not finite; it changed nothing. Errors: TrainError
+    after too many.
+    """
     run, limit = trainer.run, trainer.options.max_bad_steps
     run.skipped += 1
     run.skipped_in_a_row += 1
     _log.warning("step %d skipped: loss or gradient is not finite", run.step + 1)
     if run.skipped_in_a_row >= limit:
         raise TrainError(
-            f"{limit} steps in a row had a loss or gradient that is not finite (last: {run.step + 1}).",
+            f"{limit} steps in a row, up to {run.step + 1}, had no finite loss or gradient.",
             f"Lower learning_rate; the newest good checkpoint is in {trainer.root}.",
         )
 
@@ -201,7 +208,9 @@ def save(trainer: Trainer) -> None:
         "loader": trainer.loader.state(),
         "fingerprint": trainer.fingerprint,
     }
-    checkpoint.save_checkpoint(trainer.root, run.step, groups, state, trainer.options.keep_checkpoints)
+    checkpoint.save_checkpoint(
+        trainer.root, run.step, groups, state, trainer.options.keep_checkpoints
+    )
 
 
 def resume(trainer: Trainer) -> None:
@@ -210,17 +219,24 @@ def resume(trainer: Trainer) -> None:
     checkpoint.clean(trainer.root)
     if options.resume == "never" and checkpoint.list_checkpoints(trainer.root):
         raise TrainError(
-            f"{trainer.root} holds checkpoints and resume is never.", "Delete them or choose another output_dir."
+            f"{trainer.root} holds checkpoints and resume is never.",
+            "Delete them or choose another output_dir.",
         )
     path = checkpoint.newest_checkpoint(trainer.root)
     if path is None:
         if options.resume == "must":
-            raise TrainError(f"No checkpoint in {trainer.root}, but resume is must.", "Check output_dir.")
+            raise TrainError(
+                f"No checkpoint in {trainer.root}, but resume is must.", "Check output_dir."
+            )
         return
     state = checkpoint.load_state(path)
-    checkpoint.check_fingerprint(state["fingerprint"], trainer.fingerprint, allow_changes=options.allow_changes)
+    checkpoint.check_fingerprint(
+        state["fingerprint"], trainer.fingerprint, allow_changes=options.allow_changes
+    )
     trainer.model.load_state_dict(checkpoint.load_tensors(path, "model"))
-    load_state_tensors(trainer.model, trainer.optimizers, checkpoint.load_tensors(path, "optimizer"))
+    load_state_tensors(
+        trainer.model, trainer.optimizers, checkpoint.load_tensors(path, "optimizer")
+    )
     checkpoint.load_rng_tensors(checkpoint.load_tensors(path, "rng"))
     trainer.loader.load_state(state["loader"])
     trainer.run = Run(**state["run"])
@@ -250,7 +266,10 @@ class _Signals:
         self._before = {}
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self._restore()
 
@@ -265,7 +284,10 @@ class _memory_guard:
         return None
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         on_cpu = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
         if on_cpu or isinstance(error, (torch.OutOfMemoryError, MemoryError)):
@@ -302,7 +324,9 @@ class _Report:
         left = (now - self._start) / (run.step - self._first) * (self._total - run.step)
         self._since, self._tokens = now, run.tokens
         rate = self._trainer.optimizers[0].param_groups[0]["lr"]
-        self._write(loss=loss, learning_rate=rate, grad_norm=norm, tokens_per_second=round(speed, 1))
+        self._write(
+            loss=loss, learning_rate=rate, grad_norm=norm, tokens_per_second=round(speed, 1)
+        )
         self._progress.show(run.step, loss, speed, left)
 
     def validation(self, loss: float) -> None:
@@ -311,12 +335,21 @@ class _Report:
     def _write(self, **values: float) -> None:
         run = self._trainer.run
         finite = {key: value if math.isfinite(value) else None for key, value in values.items()}
-        self._log.write(step=run.step, tokens=run.tokens, skipped=run.skipped, time=round(time.time(), 3), **finite)
+        self._log.write(
+            step=run.step,
+            tokens=run.tokens,
+            skipped=run.skipped,
+            time=round(time.time(), 3),
+            **finite,
+        )
         if self._events is not None:
             self._events.scalars(run.step, values)
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self._log.close()
         self._progress.close()

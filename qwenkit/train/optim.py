@@ -1,14 +1,14 @@
 """Optimisers, the learning-rate schedule, and their state as named tensors.
 
-AdamW (Loshchilov & Hutter 2017, arXiv 1711.05101) decays matrices only, never norms and biases. Muon (Jordan 2024,
-https://kellerjordan.github.io/posts/muon/) takes the matrices of the blocks, AdamW the rest. Master weights are
-float32. Not covered: sharded or 8-bit optimiser states.
+AdamW (Loshchilov & Hutter 2017, arXiv 1711.05101) decays matrices only, never norms and biases.
+Muon (Jordan 2024, https://kellerjordan.github.io/posts/muon/) takes the matrices of the blocks,
+AdamW the rest. Master weights are float32. Not covered: sharded or 8-bit optimiser states.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, overload
 
 import torch
@@ -19,7 +19,8 @@ from qwenkit.errors import TrainError
 from qwenkit.options.train import TrainOptions
 
 _NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
-"""Coefficients of the quintic iteration in Jordan 2024: steep at zero, close to one on [0.7, 1.2]."""
+"""Coefficients of the quintic iteration in Jordan 2024: steep at zero, close to one on [0.7, 1.2].
+"""
 
 
 def make_optimizers(model: nn.Module, options: TrainOptions) -> list[Optimizer]:
@@ -42,7 +43,9 @@ def make_optimizers(model: nn.Module, options: TrainOptions) -> list[Optimizer]:
     )
     optimizers: list[Optimizer] = [adamw]
     if hidden:
-        optimizers.append(Muon(hidden, lr=options.muon_learning_rate, weight_decay=options.weight_decay))
+        optimizers.append(
+            Muon(hidden, lr=options.muon_learning_rate, weight_decay=options.weight_decay)
+        )
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["base_lr"] = group["lr"]
@@ -56,13 +59,16 @@ def _is_hidden(name: str, parameter: Tensor) -> bool:
 class Muon(Optimizer):
     """Momentum whose matrix update is made nearly orthogonal by five Newton–Schulz steps.
 
-    Matrices of one shape go through the iteration together. Update: lr · sqrt(max(1, rows / columns)).
+    Matrices of one shape go through the iteration together. Update: lr · sqrt(max(1, rows /
+    columns)).
     """
 
     def __init__(
-        self, params: list[Tensor], lr: float, momentum: float = 0.95, weight_decay: float = 0.0
+        self, params: Sequence[Tensor], lr: float, momentum: float = 0.95, weight_decay: float = 0.0
     ) -> None:
-        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+        super().__init__(
+            list(params), {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
+        )
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -70,7 +76,7 @@ class Muon(Optimizer):
     def step(self, closure: Callable[[], float]) -> float: ...
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """One update from the gradients. A closure is refused: the loop computes gradients itself."""
+        """One update from the gradients. A closure is refused: the loop has them."""
         assert closure is None
         for group in self.param_groups:
             by_shape: dict[torch.Size, list[Tensor]] = {}
@@ -80,7 +86,9 @@ class Muon(Optimizer):
             for shape, parameters in by_shape.items():
                 updates = [self._momentum(p, group["momentum"]) for p in parameters]
                 scale = group["lr"] * math.sqrt(max(1.0, shape[0] / shape[1]))
-                for parameter, update in zip(parameters, orthogonalise(torch.stack(updates)), strict=True):
+                for parameter, update in zip(
+                    parameters, orthogonalise(torch.stack(updates)), strict=True
+                ):
                     parameter.mul_(1.0 - group["lr"] * group["weight_decay"])
                     parameter.add_(update.to(parameter.dtype), alpha=-scale)
         return None
@@ -97,7 +105,9 @@ class Muon(Optimizer):
 
 
 def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
-    """(B, rows, columns) → the nearest (semi-)orthogonal matrices, roughly: singular values end in about 0.7–1.2."""
+    """(B, rows, columns) → the nearest (semi-)orthogonal matrices, roughly: singular values end in
+    about 0.7–1.2.
+    """
     a, b, c = _NEWTON_SCHULZ
     x = matrices.bfloat16()  # enough for a direction, and four times faster than float32
     tall = x.shape[-2] > x.shape[-1]
@@ -111,9 +121,11 @@ def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
 
 
 def schedule(step: int, total: int, options: TrainOptions) -> float:
-    """Factor on every base learning rate for step `step` (0-based) of `total`: warm-up, then the chosen decay.
+    """Factor on every base learning rate for step `step` (0-based) of `total`: warm-up, then the
+    chosen decay.
 
-    The last step has the floor min_learning_rate / learning_rate; "constant" stays at 1 after the warm-up.
+    The last step has the floor min_learning_rate / learning_rate; "constant" stays at 1 after the
+    warm-up.
     """
     warmup = options.warmup_steps
     if step < warmup:
@@ -122,7 +134,9 @@ def schedule(step: int, total: int, options: TrainOptions) -> float:
         return 1.0
     done = (step - warmup + 1) / max(1, total - warmup)
     floor = options.min_learning_rate / options.learning_rate
-    shape = 0.5 * (1.0 + math.cos(math.pi * done)) if options.lr_schedule == "cosine" else 1.0 - done
+    shape = (
+        0.5 * (1.0 + math.cos(math.pi * done)) if options.lr_schedule == "cosine" else 1.0 - done
+    )
     return floor + (1.0 - floor) * shape
 
 
@@ -144,8 +158,10 @@ def state_tensors(model: nn.Module, optimizers: list[Optimizer]) -> dict[str, Te
     return found
 
 
-def load_state_tensors(model: nn.Module, optimizers: list[Optimizer], tensors: Mapping[str, Tensor]) -> None:
-    """Put back what `state_tensors` gave. Errors: TrainError for a name or shape that does not fit."""
+def load_state_tensors(
+    model: nn.Module, optimizers: list[Optimizer], tensors: Mapping[str, Tensor]
+) -> None:
+    """Put back what `state_tensors` gave. Errors: TrainError for one that does not fit."""
     owners = {
         name: optimizer.state[p]
         for name, p in model.named_parameters()
@@ -156,5 +172,8 @@ def load_state_tensors(model: nn.Module, optimizers: list[Optimizer], tensors: M
     for key, tensor in tensors.items():
         slot, _, name = key.partition(".")
         if name not in owners or (slot != "step" and tensor.shape != shapes[name]):
-            raise TrainError(f"The checkpoint's optimiser state {key} does not fit the model.", "Set resume: never.")
+            raise TrainError(
+                f"The checkpoint's optimiser state {key} does not fit the model.",
+                "Set resume: never.",
+            )
         owners[name][slot] = tensor.clone()

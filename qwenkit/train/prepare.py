@@ -1,4 +1,6 @@
-"""What pretraining and fine-tuning share: data from options, the fingerprint of a run, the finished model's folder."""
+"""What pretraining and fine-tuning share: data from options, the fingerprint of a run, the finished
+model's folder.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,6 @@ import json
 import logging
 import multiprocessing
 import os
-import random
 import shutil
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,8 @@ import qwenkit.tasks
 from qwenkit.errors import DataError, OptionError, TokenizerError, TrainError
 from qwenkit.model.load import save_model
 from qwenkit.model.qwen import Qwen
-from qwenkit.options.train import TrainOptions
+from qwenkit.options import write_resolved
+from qwenkit.options.train import PretrainOptions, SftOptions, TrainOptions
 from qwenkit.prompt.chat import ChatTemplate
 from qwenkit.prompt.tokenizer import Tokenizer
 from qwenkit.train import checkpoint, sources, tokenise
@@ -29,24 +31,48 @@ from qwenkit.train.data import Loader
 from qwenkit.train.loop import Loss, Trainer, train
 from qwenkit.train.sources import Source
 from qwenkit.train.tokenise import Encoder, Kind, TokenStore
-from qwenkit.options import write_resolved
 from qwenkit.utils import atomic_write, fsync_dir, human_count, read_json, write_json
 
-TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json", "chat_template.jinja")
-HARMLESS = {"output_dir", "data_cache", "logging_steps", "save_steps", "keep_checkpoints", "resume", "allow_changes"}
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+)
+HARMLESS = {
+    "output_dir",
+    "data_cache",
+    "logging_steps",
+    "save_steps",
+    "keep_checkpoints",
+    "resume",
+    "allow_changes",
+}
 HARMLESS |= {"tensorboard", "eval_steps", "threads", "device", "on_bad_row", "max_bad_steps"}
-"""Options that may differ on resuming: they do not decide the weights. Threads and device are compared as resolved."""
+"""Options that may differ on resuming: they do not decide the weights. Threads and device are
+compared as resolved.
+"""
 PARALLEL_TOKENS = 500_000
 _log = logging.getLogger("qwenkit.train")
 
 
 def run_training(
-    model: Qwen, tokenizer_dir: Path, options: TrainOptions, kind: Kind, loss: Loss, generation: dict[str, Any]
+    model: Qwen,
+    tokenizer_dir: Path,
+    options: PretrainOptions | SftOptions,
+    kind: Kind,
+    loss: Loss,
+    generation: dict[str, Any],
 ) -> Path:
-    """Data, loop, finished model. Returns `output_dir/model`. Errors: QwenkitError; see `loop.train`."""
+    """Data, loop, finished model. Returns `output_dir/model`. Errors: QwenkitError; see
+    `loop.train`.
+    """
     output = Path(options.output_dir)
     with checkpoint.OutputLock(output):
-        store, held_back = split(prepare_data(options, tokenizer_dir, kind), options.eval_fraction, options.seed)
+        store, held_back = split(
+            prepare_data(options, tokenizer_dir, kind), options.eval_fraction, options.seed
+        )
         device = model.device
         trainer = Trainer(
             model=model,
@@ -77,26 +103,46 @@ def setup_device(options: TrainOptions) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     device = torch.device(options.device)
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise OptionError("device is cuda, but torch sees no GPU here.", "Set device: cpu, or auto.")
+        raise OptionError(
+            "device is cuda, but torch sees no GPU here.", "Set device: cpu, or auto."
+        )
     return device
 
 
-def prepare_data(options: TrainOptions, tokenizer_dir: Path, kind: Kind) -> TokenStore:
-    """All sources as one store, tokenised now or taken from the cache. Errors: DataError, OptionError."""
+def prepare_data(
+    options: PretrainOptions | SftOptions, tokenizer_dir: Path, kind: Kind
+) -> TokenStore:
+    """All sources as one store, tokenised now or taken from the cache. Errors: DataError,
+    OptionError.
+    """
     if not options.data:
-        raise OptionError("No data given.", "List sources under `data:`, for example `stdlib tokens=1M`.")
+        raise OptionError(
+            "No data given.", "List sources under `data:`, for example `stdlib tokens=1M`."
+        )
     parsed = [Source.parse(text) for text in options.data]
     shares = tokenise.budgets(parsed, options.data_tokens)
     jobs = [
-        _Job(source, share, str(tokenizer_dir), kind, options.max_seq_len, options.overlong, options.seed)
+        _Job(
+            source,
+            share,
+            str(tokenizer_dir),
+            kind,
+            options.max_seq_len,
+            options.overlong,
+            options.seed,
+        )
         for source, share in zip(parsed, shares, strict=True)
     ]
     skip = options.on_bad_row == "skip"
     workers = min(options.threads or os.cpu_count() or 1, len(jobs))
     if workers > 1 and sum(share or PARALLEL_TOKENS for share in shares) > PARALLEL_TOKENS:
-        with concurrent.futures.ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+        with concurrent.futures.ProcessPoolExecutor(
+            workers, multiprocessing.get_context("spawn")
+        ) as pool:
             waiting = [pool.submit(_cached, job, options.data_cache, skip) for job in jobs]
-            stores = [_reported(job, future.result()) for job, future in zip(jobs, waiting, strict=True)]
+            stores = [
+                _reported(job, future.result()) for job, future in zip(jobs, waiting, strict=True)
+            ]
     else:
         stores = [_reported(job, _cached(job, options.data_cache, skip)) for job in jobs]
     return TokenStore.concatenate(stores)
@@ -132,12 +178,18 @@ def _cached(job: _Job, cache: str | None, skip: bool) -> TokenStore:
 
 def _tokenise(job: _Job, skip: bool) -> TokenStore:
     tokenizer = Tokenizer.from_dir(job.tokenizer_dir)
-    encoder = Encoder(tokenizer, load_template(job.tokenizer_dir, tokenizer), job.kind, job.max_seq_len, job.overlong)
+    encoder = Encoder(
+        tokenizer,
+        load_template(job.tokenizer_dir, tokenizer),
+        job.kind,
+        job.max_seq_len,
+        job.overlong,
+    )
     return tokenise.tokenise(job.source, job.budget, encoder, skip_bad_rows=skip, seed=job.seed)
 
 
 def load_template(tokenizer_dir: str | Path, tokenizer: Tokenizer) -> ChatTemplate | None:
-    """The chat template beside a tokenizer; None when there is none (text data does not need one)."""
+    """The chat template beside a tokenizer; None when there is none (text does not need it)."""
     directory = Path(tokenizer_dir)
     config = directory / "tokenizer_config.json"
     inside = config.is_file() and "chat_template" in read_json(config)
@@ -147,9 +199,13 @@ def load_template(tokenizer_dir: str | Path, tokenizer: Tokenizer) -> ChatTempla
 
 
 def _key(job: _Job, skip: bool) -> str:
-    """Digest of everything that decides a store: job, tokenizer, the source's files, the code that reads them."""
+    """Digest of everything that decides a store: job, tokenizer, the source's files, the code that
+    reads them.
+    """
     sha = hashlib.sha256(json.dumps([dataclasses.asdict(job), skip], sort_keys=True).encode())
-    files = [Path(job.tokenizer_dir) / name for name in TOKENIZER_FILES] + sources.source_files(job.source)
+    files = [Path(job.tokenizer_dir) / name for name in TOKENIZER_FILES] + sources.source_files(
+        job.source
+    )
     files += [Path(module.__file__ or "") for module in (sources, tokenise)]
     if sources.is_endless(job.source):
         files += sorted(Path(qwenkit.tasks.__path__[0]).rglob("*.py"))
@@ -168,7 +224,9 @@ def _reported(job: _Job, store: TokenStore) -> TokenStore:
         if counts.get(key):
             _log.warning("%s: %d rows %s", job.source.name, counts[key], key)
     if job.budget is not None and tokens < job.budget and counts["rows"] != job.source.rows:
-        _log.warning("%s ends after %d of the %d tokens asked for", job.source.name, tokens, job.budget)
+        _log.warning(
+            "%s ends after %d of the %d tokens asked for", job.source.name, tokens, job.budget
+        )
     return store
 
 
@@ -182,17 +240,25 @@ def split(store: TokenStore, fraction: float, seed: int) -> tuple[TokenStore, To
     order = np.random.Generator(np.random.PCG64([seed, 0xE7A1])).permutation(len(store))
     count = max(1, round(fraction * len(store)))
     if count >= len(store):
-        raise DataError(f"eval_fraction {fraction} leaves nothing to train on.", "Lower it or give more data.")
+        raise DataError(
+            f"eval_fraction {fraction} leaves nothing to train on.", "Lower it or give more data."
+        )
     kept, held = store.select(np.sort(order[count:])), store.select(np.sort(order[:count]))
     known = {kept.ids[a:b].tobytes() for a, b in zip(kept.offsets, kept.offsets[1:], strict=False)}
-    both = sum(held.ids[a:b].tobytes() in known for a, b in zip(held.offsets, held.offsets[1:], strict=False))
+    both = sum(
+        held.ids[a:b].tobytes() in known
+        for a, b in zip(held.offsets, held.offsets[1:], strict=False)
+    )
     if both:
         _log.warning("%d of the %d held-back sequences are also in the training data", both, count)
     return kept, held
 
 
 def fingerprint(
-    options: TrainOptions, store: TokenStore, tokenizer_dir: Path, device: torch.device
+    options: PretrainOptions | SftOptions,
+    store: TokenStore,
+    tokenizer_dir: Path,
+    device: torch.device,
 ) -> dict[str, Any]:
     """What must be equal for a resumed run to end with the same bits."""
     values = {key: value for key, value in options.to_dict().items() if key not in HARMLESS}
@@ -211,15 +277,22 @@ def _tokenizer_file(directory: Path) -> Path:
     for name in ("tokenizer.json", "vocab.json"):
         if (directory / name).is_file():
             return directory / name
-    raise TokenizerError(f"{directory} has no tokenizer.json.", "Train one, or give tokenizer: a model's folder.")
+    raise TokenizerError(
+        f"{directory} has no tokenizer.json.", "Train one, or give tokenizer: a model's folder."
+    )
 
 
 def publish(model: Qwen, tokenizer_dir: Path, target: Path, generation: dict[str, Any]) -> Path:
-    """Write the finished model as a published checkpoint: bf16 weights, config, tokenizer, generation settings.
+    """Write the finished model as a published checkpoint: bf16 weights, config, tokenizer,
+    generation settings.
 
-    The folder appears whole; an older one of the same name is replaced. Errors: TrainError (disk full, permissions).
+    The folder appears whole; an older one of the same name is replaced. Errors: TrainError (disk
+    full, permissions).
     """
-    temporary, old = target.with_name(f".tmp-{target.name}"), target.with_name(f".old-{target.name}")
+    temporary, old = (
+        target.with_name(f".tmp-{target.name}"),
+        target.with_name(f".old-{target.name}"),
+    )
     for leftover in (temporary, old):
         shutil.rmtree(leftover, ignore_errors=True)
     try:
@@ -236,13 +309,17 @@ def publish(model: Qwen, tokenizer_dir: Path, target: Path, generation: dict[str
         os.rename(temporary, target)
         fsync_dir(target.parent)
     except OSError as error:
-        raise TrainError(f"{target} cannot be written: {error.strerror}.", "Free space and run again.") from error
+        raise TrainError(
+            f"{target} cannot be written: {error.strerror}.", "Free space and run again."
+        ) from error
     shutil.rmtree(old, ignore_errors=True)
     return target
 
 
 def _set_eos(config: Path, eos: int | list[int], directory: Path) -> None:
-    """Name the token that ends an answer in tokenizer_config.json, as base and instruct models differ there."""
+    """Name the token that ends an answer in tokenizer_config.json, as base and instruct models
+    differ there.
+    """
     if not config.is_file():
         return
     first = eos[0] if isinstance(eos, list) else eos

@@ -1,7 +1,9 @@
-"""Pretraining: next-token loss on every token of packed documents. `qwenkit train pretrain CONFIG.yaml`.
+"""Pretraining: next-token loss on every token of packed documents. `qwenkit train pretrain
+CONFIG.yaml`.
 
-Starts from nothing (`config`: fields of config.json, `tokenizer`: a folder) or goes on from `model`. Chats among the
-data are rendered by the chat template and learnt in full. Not covered: document-boundary schedules, long-context stages.
+Starts from nothing (`config`: fields of config.json, `tokenizer`: a folder) or goes on from
+`model`. Chats among the data are rendered by the chat template and learnt in full. Not covered:
+document-boundary schedules, long-context stages.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from qwenkit.train.prepare import run_training, setup_device
 
 
 def loss(model: Qwen, micro: MicroBatch) -> Tensor:
-    """Summed loss of one micro batch; its mask covers every token but the first of each sequence."""
+    """Summed loss of one micro batch; all tokens but the first of each sequence."""
     return next_token_loss(model, micro)
 
 
@@ -34,21 +36,35 @@ def run(options: PretrainOptions) -> Path:
     device = setup_device(options)
     model, tokenizer_dir = _start(options)
     end = Tokenizer.from_dir(tokenizer_dir).special_ids["<|endoftext|>"]
-    generation = {"bos_token_id": end, "do_sample": False, "eos_token_id": end, "max_new_tokens": 2048}
+    generation = {
+        "bos_token_id": end,
+        "do_sample": False,
+        "eos_token_id": end,
+        "max_new_tokens": 2048,
+    }
     return run_training(model.to(device), tokenizer_dir, options, "pretrain", loss, generation)
 
 
 def _start(options: PretrainOptions) -> tuple[Qwen, Path]:
-    """The model in float32 and the folder of its tokenizer. Errors: OptionError when the start is not clear."""
+    """The model in float32 and the folder of its tokenizer. Errors: OptionError when the start is
+    not clear.
+    """
     if options.model is not None:
         if options.config:
-            raise OptionError("model and config are both given.", "Give config for a fresh model, or model to go on.")
+            raise OptionError(
+                "model and config are both given.",
+                "Give config for a fresh model, or model to go on.",
+            )
         path = resolve(options.model)
         return load_model(path, torch.float32), Path(options.tokenizer or path)
     if not options.config or options.tokenizer is None:
-        raise OptionError("A fresh model needs config and tokenizer.", "Give both, or model to go on from one.")
+        raise OptionError(
+            "A fresh model needs config and tokenizer.", "Give both, or model to go on from one."
+        )
     tokenizer = Tokenizer.from_dir(options.tokenizer)
-    return init_model(fresh_config(options.config, tokenizer), options.seed), Path(options.tokenizer)
+    return init_model(fresh_config(options.config, tokenizer), options.seed), Path(
+        options.tokenizer
+    )
 
 
 def fresh_config(values: dict[str, Any], tokenizer: Tokenizer) -> ModelConfig:
@@ -60,7 +76,8 @@ def fresh_config(values: dict[str, Any], tokenizer: Tokenizer) -> ModelConfig:
     rows = values.get("vocab_size", tokenizer.vocab_size)
     if rows < tokenizer.vocab_size:
         raise OptionError(
-            f"config.vocab_size is {rows}, the tokenizer has {tokenizer.vocab_size} tokens.", "Leave vocab_size out."
+            f"config.vocab_size is {rows}, the tokenizer has {tokenizer.vocab_size} tokens.",
+            "Leave vocab_size out.",
         )
     defaults = {"model_type": "qwen2", "bos_token_id": end, "eos_token_id": end}
     return ModelConfig.from_dict({**defaults, **values, "vocab_size": rows}, source="config")

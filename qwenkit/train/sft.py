@@ -1,7 +1,8 @@
 """Supervised fine-tuning on chats and completions. `qwenkit train sft CONFIG.yaml`.
 
-The loss mask comes from the chat template's own rendering: it covers what the assistant says and the `<|im_end|>`
-after it. Rows with `text` are learnt in full, prompt/completion rows in the completion. Not covered: LoRA.
+The loss mask comes from the chat template's own rendering: it covers what the assistant says and
+the `<|im_end|>` after it. Rows with `text` are learnt in full, prompt/completion rows in the
+completion. Not covered: LoRA.
 """
 
 from __future__ import annotations
@@ -39,16 +40,26 @@ def run(options: SftOptions) -> Path:
     path = resolve(options.model)
     model = load_model(path, torch.float32)
     generation = instruct_generation(path, Tokenizer.from_dir(path))
-    # As published: an instruct model's config.json names <|im_end|>, generation_config.json both end tokens.
+    # As published: an instruct model's config.json names <|im_end|>, generation_config.json both
+    # end tokens.
     model.config = dataclasses.replace(model.config, eos_token_id=generation["eos_token_id"][0])
     return run_training(model.to(device), path, options, "sft", loss, generation)
 
 
 def instruct_generation(path: Path, tokenizer: Tokenizer) -> dict[str, Any]:
-    """generation_config.json after fine-tuning: that of an instruct model is kept, a base model gets both end tokens
-    and greedy decoding."""
+    """generation_config.json after fine-tuning: that of an instruct model is kept, a base model
+    gets both end tokens and greedy decoding.
+    """
     end, turn = tokenizer.special_ids["<|endoftext|>"], tokenizer.special_ids["<|im_end|>"]
-    if turn in GenerationConfig.from_dir(path).eos_token_ids and (path / "generation_config.json").is_file():
+    if (
+        turn in GenerationConfig.from_dir(path).eos_token_ids
+        and (path / "generation_config.json").is_file()
+    ):
         kept: dict[str, Any] = read_json(path / "generation_config.json")
         return {**kept, "eos_token_id": [turn, end]}
-    return {"bos_token_id": end, "do_sample": False, "eos_token_id": [turn, end], "pad_token_id": end}
+    return {
+        "bos_token_id": end,
+        "do_sample": False,
+        "eos_token_id": [turn, end],
+        "pad_token_id": end,
+    }

@@ -1,12 +1,14 @@
-"""Rows to token ids and loss masks, kept in flat arrays: no torch here, so worker processes start fast.
+"""Rows to token ids and loss masks, kept in flat arrays: no torch here, so worker processes start
+fast.
 
-`tokenise(sources, …)` reads every source once, up front, and returns one `TokenStore`. What the model must predict is
-marked by the mask: for "sft" the assistant's turns (from the chat template's own rendering) and completions, for
-"pretrain" everything. A row over `max_seq_len` tokens follows the policy (error, drop, or split: pretrain only) and
-is counted; nothing is shortened silently.
+`tokenise(sources, …)` reads every source once, up front, and returns one `TokenStore`. What the
+model must predict is marked by the mask: for "sft" the assistant's turns (from the chat template's
+own rendering) and completions, for "pretrain" everything. A row over `max_seq_len` tokens follows
+the policy (error, drop, or split: pretrain only) and is counted; nothing is shortened silently.
 
-Fill-in-the-middle is prefix-suffix-middle (Bavarian 2022, arXiv 2207.14255) with the published tokens:
-`<|fim_prefix|>` pre `<|fim_suffix|>` suf `<|fim_middle|>` mid `<|endoftext|>`, all of it learnt.
+Fill-in-the-middle is prefix-suffix-middle (Bavarian 2022, arXiv 2207.14255) with the published
+tokens: `<|fim_prefix|>` pre `<|fim_suffix|>` suf `<|fim_middle|>` mid `<|endoftext|>`, all of it
+learnt.
 Not covered: repository-level samples.
 """
 
@@ -28,7 +30,8 @@ from numpy.typing import NDArray
 from qwenkit.errors import DataError, OptionError, TokenizerError
 from qwenkit.prompt.chat import ChatTemplate
 from qwenkit.prompt.tokenizer import Tokenizer
-from qwenkit.train.sources import Row, Source, is_endless, read_rows
+from qwenkit.train.rows import Row
+from qwenkit.train.sources import Source, is_endless, read_rows
 
 Kind = Literal["pretrain", "sft"]
 END = "<|endoftext|>"
@@ -93,8 +96,12 @@ class Encoder:
     max_seq_len: int
     overlong: Literal["error", "drop", "split"]
 
-    def encode(self, row: Row, fim: float, rng: random.Random, counts: Counter[str]) -> list[Sequence]:
-        """The sequences of one row; [] when it is dropped (and counted). Errors: DataError with the row's place."""
+    def encode(
+        self, row: Row, fim: float, rng: random.Random, counts: Counter[str]
+    ) -> list[Sequence]:
+        """The sequences of one row; [] when it is dropped (and counted). Errors: DataError with the
+        row's place.
+        """
         if row.text is not None:
             sequences = self._encode_text(row.text, fim, rng)
         elif row.completion is not None:
@@ -104,8 +111,14 @@ class Encoder:
         kept: list[Sequence] = []
         for ids, mask in sequences:
             if not any(mask[1:]):
-                raise DataError(f"{row.place}: nothing to learn in this row.", "It needs an assistant's answer.")
-            kept += [(ids, mask)] if len(ids) <= self.max_seq_len else self._shorten(row, ids, mask, counts)
+                raise DataError(
+                    f"{row.place}: nothing to learn in this row.", "It needs an assistant's answer."
+                )
+            kept += (
+                [(ids, mask)]
+                if len(ids) <= self.max_seq_len
+                else self._shorten(row, ids, mask, counts)
+            )
         return kept
 
     def _encode_text(self, text: str, fim: float, rng: random.Random) -> list[Sequence]:
@@ -123,7 +136,9 @@ class Encoder:
         return [prefix, *head, suffix, *tail, middle, *encode(text[first:second]), end]
 
     def _cut_lines(self, text: str) -> Iterator[str]:
-        """Pieces of whole lines, short enough that nearly all fit into max_seq_len with the special tokens."""
+        """Pieces of whole lines, short enough that nearly all fit into max_seq_len with the special
+        tokens.
+        """
         limit, piece = self.max_seq_len * FIM_CHARS_PER_TOKEN, ""
         for line in text.splitlines(keepends=True):
             if piece and len(piece) + len(line) > limit:
@@ -143,18 +158,24 @@ class Encoder:
 
     def _encode_chat(self, row: Row) -> Sequence:
         if self.template is None:
-            raise DataError(f"{row.place}: a chat, but the tokenizer has no chat template.", "Add chat_template.jinja.")
+            raise DataError(
+                f"{row.place}: a chat, but the tokenizer has no chat template.",
+                "Add chat_template.jinja.",
+            )
         assert row.messages is not None
         prompt = self.template.render(row.messages, row.tools)
         if self.kind == "pretrain":
             return _learn_all([*prompt.ids, self._special(END)])
         return list(prompt.ids), [int(flag) for flag in prompt.loss_mask]
 
-    def _shorten(self, row: Row, ids: list[int], mask: list[int], counts: Counter[str]) -> list[Sequence]:
+    def _shorten(
+        self, row: Row, ids: list[int], mask: list[int], counts: Counter[str]
+    ) -> list[Sequence]:
         limit = self.max_seq_len
         if self.overlong == "error":
             raise DataError(
-                f"{row.place}: {len(ids)} tokens, max_seq_len is {limit}.", "Raise it, or set overlong: drop."
+                f"{row.place}: {len(ids)} tokens, max_seq_len is {limit}.",
+                "Raise it, or set overlong: drop.",
             )
         if self.overlong == "drop":
             counts["dropped"] += 1
@@ -167,7 +188,9 @@ class Encoder:
     def _special(self, token: str) -> int:
         found = self.tokenizer.special_ids.get(token)
         if found is None:
-            raise TokenizerError(f"The tokenizer lacks {token}.", "Use a tokenizer of the Qwen2 family.")
+            raise TokenizerError(
+                f"The tokenizer lacks {token}.", "Use a tokenizer of the Qwen2 family."
+            )
         return found
 
 
@@ -189,17 +212,27 @@ def budgets(sources: list[Source], data_tokens: int | None) -> list[int | None]:
     weights = sum(source.weight or 0.0 for source in sources if source.tokens is None)
     left = (data_tokens or 0) - fixed
     if weights and left <= 0:
-        raise OptionError(f"Sources have weights, but data_tokens leaves {left} tokens.", "Raise data_tokens.")
+        raise OptionError(
+            f"Sources have weights, but data_tokens leaves {left} tokens.", "Raise data_tokens."
+        )
     found: list[int | None] = []
     for source in sources:
-        share = int(left * source.weight / weights) if source.weight and source.tokens is None else source.tokens
+        share = (
+            int(left * source.weight / weights)
+            if source.weight and source.tokens is None
+            else source.tokens
+        )
         if share is None and source.rows is None and is_endless(source):
-            raise OptionError(f"data source {source.name} is endless.", "Add tokens=, rows= or weight=.")
+            raise OptionError(
+                f"data source {source.name} is endless.", "Add tokens=, rows= or weight=."
+            )
         found.append(share)
     return found
 
 
-def tokenise(source: Source, budget: int | None, encoder: Encoder, *, skip_bad_rows: bool, seed: int) -> TokenStore:
+def tokenise(
+    source: Source, budget: int | None, encoder: Encoder, *, skip_bad_rows: bool, seed: int
+) -> TokenStore:
     """All sequences of one source, up to its budget in tokens and rows.
 
     Errors: DataError for a bad row (unless skipped and counted), and when nothing is left.
@@ -226,7 +259,10 @@ def tokenise(source: Source, budget: int | None, encoder: Encoder, *, skip_bad_r
         if (budget is not None and len(ids) >= budget) or counts["rows"] == source.rows:
             break
     if len(offsets) == 1:
-        raise DataError(f"{source.name}: no usable rows ({_describe(counts)}).", "Check the file and the limits.")
+        raise DataError(
+            f"{source.name}: no usable rows ({_describe(counts)}).",
+            "Check the file and the limits.",
+        )
     return TokenStore(
         np.array(ids, np.int32), np.array(mask, np.uint8), np.array(offsets, np.int64), dict(counts)
     )
@@ -247,7 +283,9 @@ def _bad_row(error: DataError, skip: bool, counts: Counter[str]) -> None:
 
 
 def _describe(counts: Counter[str]) -> str:
-    return ", ".join(f"{value} {key}" for key, value in sorted(counts.items()) if value) or "none read"
+    return (
+        ", ".join(f"{value} {key}" for key, value in sorted(counts.items()) if value) or "none read"
+    )
 
 
 def file_digest(path: Path) -> str:

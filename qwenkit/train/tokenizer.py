@@ -1,10 +1,12 @@
-"""Train a byte-level BPE in the published layout: `tokenizer.json`, `vocab.json`, `merges.txt`, `tokenizer_config.json`.
+"""Train a byte-level BPE in the published layout: `tokenizer.json`, `vocab.json`, `merges.txt`,
+`tokenizer_config.json`.
 
-The result has the published pieces: NFC, the published split expression, byte-level alphabet, no unknown token,
-and the 22 added tokens after the base vocabulary (family facts: Qwen2 tokenizer, ids 151643 … 151664 there).
-One thing differs, in training only: a run of Chinese characters is cut into single characters before pairs
-are counted, so no merge joins two characters. A small model then copies names and numbers character by
-character. Encoding uses the published split alone and still never joins characters, since no such merge exists.
+The result has the published pieces: NFC, the published split expression, byte-level alphabet, no
+unknown token, and the 22 added tokens after the base vocabulary (family facts: Qwen2 tokenizer, ids
+151643 … 151664 there). One thing differs, in training only: a run of Chinese characters is cut into
+single characters before pairs are counted, so no merge joins two characters. A small model then
+copies names and numbers character by character. Encoding uses the published split alone and still
+never joins characters, since no such merge exists.
 
 Not covered: other normalisers or split expressions, and extending an existing vocabulary.
 """
@@ -22,7 +24,8 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from qwenkit.errors import DataError, OptionError, TrainError
 from qwenkit.options import TokenizerOptions, write_resolved
-from qwenkit.train.sources import Row, Source, is_endless, read_rows
+from qwenkit.train.rows import Row
+from qwenkit.train.sources import Source, is_endless, read_rows
 from qwenkit.utils import human_bytes, write_json, write_text
 
 SPLIT = (
@@ -75,7 +78,9 @@ def run(options: TokenizerOptions) -> Path:
     sources = [Source.parse(text) for text in options.data]
     for source in sources:
         if is_endless(source) and source.tokens is None and source.rows is None:
-            raise OptionError(f"data source {source.name} has no end.", "Add tokens=1M or rows=1000.")
+            raise OptionError(
+                f"data source {source.name} has no end.", "Add tokens=1M or rows=1000."
+            )
     out = Path(options.output_dir)
     texts = (text for source in sources for text in source_texts(source))
     size = train_tokenizer(
@@ -87,13 +92,17 @@ def run(options: TokenizerOptions) -> Path:
 
 
 def source_texts(source: Source) -> Iterator[str]:
-    """The texts of one source up to its `rows` and `tokens` (4 bytes each). Errors: DataError of the first bad row."""
+    """The texts of one source up to its `rows` and `tokens` (4 bytes each). Errors: DataError of
+    the first bad row.
+    """
     limit = None if source.tokens is None else source.tokens * BYTES_PER_TOKEN
     seen = 0
     for number, row in enumerate(read_rows(source)):
         if isinstance(row, DataError):
             raise row
-        if (source.rows is not None and number >= source.rows) or (limit is not None and seen >= limit):
+        if (source.rows is not None and number >= source.rows) or (
+            limit is not None and seen >= limit
+        ):
             break
         for text in _row_texts(row):
             seen += len(text.encode("utf-8", "surrogatepass"))
@@ -123,11 +132,14 @@ def train_tokenizer(
     chat_template: str | None = None,
     progress: bool = False,
 ) -> int:
-    """Learn merges from `texts` and write the four files. Returns the number of tokens, added ones included.
+    """Learn merges from `texts` and write the four files. Returns the number of tokens, added ones
+    included.
 
-    `vocab_size` counts the base vocabulary, 256 bytes and merges; the 22 added tokens come on top. `chat_template` is
-    the Jinja text that goes into tokenizer_config.json; by default the package's own.
-    Errors: OptionError when vocab_size leaves no room, TrainError when the texts yield too few merges.
+    `vocab_size` counts the base vocabulary, 256 bytes and merges; the 22 added tokens come on top.
+    `chat_template` is the Jinja text that goes into tokenizer_config.json; by default the package's
+    own.
+    Errors: OptionError when vocab_size leaves no room, TrainError when the texts yield too few
+    merges.
     """
     if vocab_size < 256:
         raise OptionError(f"vocab_size {vocab_size} has no room for the 256 bytes.", "Raise it.")
@@ -139,17 +151,27 @@ def train_tokenizer(
         )
     out_dir = Path(out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
-    # The learned model goes through its files, so that tokenizer.json and the pair of files cannot disagree.
+    # The learned model goes through its files, so that tokenizer.json and the pair of files cannot
+    # disagree.
     state = json.loads(learned.to_str())["model"]
     vocabulary: dict[str, int] = state["vocab"]
     merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in state["merges"]]
     ordered = dict(sorted(vocabulary.items(), key=lambda item: item[1]))
-    final = _published_pipeline(models.BPE(vocab=ordered, merges=[_pair(merge) for merge in merges]))
-    write_text(out_dir / "vocab.json", json.dumps(ordered, ensure_ascii=False, separators=(",", ":")))
-    write_text(out_dir / "merges.txt", "#version: 0.2\n" + "".join(f"{merge}\n" for merge in merges))
+    final = _published_pipeline(
+        models.BPE(vocab=ordered, merges=[_pair(merge) for merge in merges])
+    )
+    write_text(
+        out_dir / "vocab.json", json.dumps(ordered, ensure_ascii=False, separators=(",", ":"))
+    )
+    write_text(
+        out_dir / "merges.txt", "#version: 0.2\n" + "".join(f"{merge}\n" for merge in merges)
+    )
     write_text(out_dir / "tokenizer.json", final.to_str(pretty=False))
     template = CHAT_TEMPLATE.read_text(encoding="utf-8") if chat_template is None else chat_template
-    write_json(out_dir / "tokenizer_config.json", _config(len(ordered), model_max_length, eos_token, template))
+    write_json(
+        out_dir / "tokenizer_config.json",
+        _config(len(ordered), model_max_length, eos_token, template),
+    )
     return int(final.get_vocab_size())
 
 
@@ -200,7 +222,9 @@ def _pair(merge: str) -> tuple[str, str]:
     return left, right
 
 
-def _config(first_id: int, model_max_length: int, eos_token: str, chat_template: str) -> dict[str, Any]:
+def _config(
+    first_id: int, model_max_length: int, eos_token: str, chat_template: str
+) -> dict[str, Any]:
     """tokenizer_config.json with the published keys; the added tokens start at `first_id`."""
     flags = [(text, True) for text in SPECIAL] + [(text, False) for text in ADDED]
     decoder = {
