@@ -35,5 +35,6 @@ tiny: setup
 	$(BIN)/qwenkit train tokenizer $(RECIPE)
 	$(BIN)/qwenkit train pretrain $(RECIPE)
 	$(BIN)/qwenkit train sft $(RECIPE)
-	$(BIN)/qwenkit eval --config $(RECIPE)
+	$(BIN)/qwenkit train sft recipes/tiny-polish.yaml
+	$(BIN)/qwenkit eval --config recipes/tiny-polish.yaml
 	$(BIN)/python scripts/install_tiny.py

@@ -30,7 +30,9 @@ def test_reasoning_holds(lang: str) -> None:
         assert example.messages is not None
         for question, answer in zip(example.messages[::2], example.messages[1::2], strict=True):
             known = Counter(int(n) for n in re.findall(r"\d+", question["content"]))
-            equations = EQUATION.findall(answer["content"])
+            *lines, reasoning, _ = answer["content"].split("\n")
+            equations = EQUATION.findall(reasoning)
+            check_work(lines, equations)
             assert 1 <= len(equations) <= 2
             result = None
             for left, sign, right, stated in equations:
@@ -41,6 +43,27 @@ def test_reasoning_holds(lang: str) -> None:
                 known[result] += 1
             assert result == final_number(answer["content"])
             assert "{" not in question["content"] + answer["content"]
+
+
+def check_work(lines: list[str], equations: list[tuple[str, str, str, str]]) -> None:
+    """Each line restates its equation (padded) and ends in its result; all its steps are right."""
+    wide = [a for a in equations if a[1] in "+-" and max(len(a[0]), len(a[2])) > 1]
+    assert len(lines) == (len(equations) if wide else 0)
+    for line, (left, sign, right, result) in zip(lines, equations, strict=False):
+        if (left, sign, right, result) not in wide:
+            assert line == f"{left}{sign}{right}={result}"
+            continue
+        head = re.match(r"(\d+)([-+])(\d+)", line)
+        assert head and (int(head[1]), head[2], int(head[3])) == (int(left), sign, int(right))
+        assert re.search(r"\d+$", line)[0] == result  # type: ignore[index]
+        steps = re.findall(r"([-+\d]+)=(\d+)", line)
+        assert len(steps) == len(head[1])
+        for terms, stated in steps:
+            parts = [int(part) for part in re.findall(r"[-+]?\d+", terms)]
+            assert sum(parts) == int(stated)
+        digits = [stated[-1] for _, stated in steps]
+        lead = steps[-1][1][:-1] if sign == "+" else ""
+        assert int(lead + "".join(reversed(digits))) == int(result)
 
 
 @pytest.mark.parametrize("lang", LANGUAGES)

@@ -154,3 +154,17 @@ def compact_sum(a: int, b: int, lang: str) -> str:
         carry = total // 10
     head, comma = (": ", ", ") if lang == "en" else ("：", "，")
     return f"{left}+{right}{head}{comma.join(steps)}"
+
+
+def compact_difference(a: int, b: int, lang: str) -> str:
+    """One line: a difference with a ≥ b digit by digit from the right, the borrow as third term."""
+    left, right = padded(a, b)
+    steps, borrow = [], 0
+    for place in range(len(left)):
+        x, y = int(left[-1 - place]), int(right[-1 - place])
+        rest = f"-{y}" if place == 0 else f"-{y}-{borrow}"
+        digit = x - y - borrow
+        borrow = int(digit < 0)
+        steps += [f"{x}{rest}<0", f"1{x}{rest}={digit + 10}"] if borrow else [f"{x}{rest}={digit}"]
+    head, comma = (": ", ", ") if lang == "en" else ("：", "，")
+    return f"{left}-{right}{head}{comma.join(steps)}"

@@ -1,7 +1,8 @@
 """Word problems of one or two steps with small whole numbers.
 
 A problem is a template over one of `KINDS`: the kind draws numbers and names the intermediate
-results, the template tells the story and places the equations. All results are whole, positive and
+results, the template tells the story and places the equations. Sums and differences of two-digit
+numbers are first worked out digit by digit, a line each, before the sentence states them. All results are whole, positive and
 below 200; nothing in the text is a distraction. Not covered: fractions, conversion of units, more
 than two steps.
 """
@@ -9,9 +10,11 @@ than two steps.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Collection, Mapping
 
 from qwenkit.tasks.synth import pools
+from qwenkit.tasks.synth.arithmetic import compact_difference, compact_sum
 from qwenkit.tasks.synth.dialogue import NumberSkill, answer_line
 
 Numbers = dict[str, int]
@@ -114,7 +117,24 @@ class WordProblems(NumberSkill):
         filled = {f"e{i + 1}": part.format(**numbers) for i, part in enumerate(parts)}
         question = story.format(**numbers, **words)
         answer = reasoning.format(**numbers, **words, **filled)
-        return question, f"{answer}\n{answer_line(lang, numbers['r'])}"
+        return question, "\n".join(
+            [*work(filled.values(), lang), answer, answer_line(lang, numbers["r"])]
+        )
+
+
+def work(equations: Collection[str], lang: str) -> list[str]:
+    """A line for each sum or difference that has a number of two digits: its digits, then its result."""
+    lines = []
+    for equation in equations:
+        task, result = equation.split("=")
+        left, sign, right = re.split(r"([-+×÷])", task)
+        if sign in "+-" and max(len(left), len(right)) > 1:
+            digits = {"+": compact_sum, "-": compact_difference}[sign]
+            end = ", so " if lang == "en" else "，得"
+            lines.append(digits(int(left), int(right), lang) + end + result)
+        else:
+            lines.append(equation)
+    return lines if any(line not in equations for line in lines) else []
 
 
 def draw_words(rng: random.Random, lang: str) -> dict[str, str]:
