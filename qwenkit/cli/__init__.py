@@ -6,6 +6,6 @@ Answers go to standard output; progress, hints and errors go to standard error. 
 user's mistake is one line `error: …`; QWENKIT_TRACEBACK=1 shows where it was raised.
 """
 
-from qwenkit.cli.main import main
+from qwenkit.cli.app import main
 
 __all__ = ["main"]

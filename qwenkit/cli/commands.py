@@ -7,20 +7,17 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from rich.table import Table
 from rich.text import Text
 
 from qwenkit.cli.load import read_tools
-from qwenkit.cli.output import errors
+from qwenkit.cli.output import errors, say
+from qwenkit.cli.talk import Talk
 from qwenkit.errors import OptionError
 from qwenkit.options import SAMPLING, suggest
 from qwenkit.options.resolve import from_text
 from qwenkit.utils import write_json
-
-if TYPE_CHECKING:
-    from qwenkit.cli.chat import Chat
 
 
 class Leave(Exception):
@@ -34,10 +31,10 @@ class Command:
     name: str
     arguments: str
     meaning: str
-    do: Callable[[Chat, str], None]
+    do: Callable[[Talk, str], None]
 
 
-def run_command(talk: Chat, line: str) -> str | None:
+def run_command(talk: Talk, line: str) -> str | None:
     """Do what a line says if it is a command; else the text to send.
 
     A path (`/etc/hosts is …`) is no command, and `//` at the beginning sends one slash.
@@ -59,12 +56,7 @@ def run_command(talk: Chat, line: str) -> str | None:
     return None
 
 
-def say(text: str) -> None:
-    """A remark of the program, apart from the model's words."""
-    errors().print(Text(text, style="dim"), soft_wrap=True)
-
-
-def _help(talk: Chat, rest: str) -> None:
+def _help(talk: Talk, rest: str) -> None:
     grid = Table.grid(padding=(0, 2, 0, 0))
     for command in COMMANDS:
         grid.add_row(Text(f"{command.name} {command.arguments}", style="bold"), command.meaning)
@@ -74,12 +66,12 @@ def _help(talk: Chat, rest: str) -> None:
     errors().print(grid)
 
 
-def _clear(talk: Chat, rest: str) -> None:
+def _clear(talk: Talk, rest: str) -> None:
     talk.clear()
     say("forgotten; the system message stays")
 
 
-def _system(talk: Chat, rest: str) -> None:
+def _system(talk: Talk, rest: str) -> None:
     if not rest:
         say(talk.options.system if talk.options.system is not None else "the template's own")
         return
@@ -88,7 +80,7 @@ def _system(talk: Chat, rest: str) -> None:
     say("new system message, new conversation")
 
 
-def _set(talk: Chat, rest: str) -> None:
+def _set(talk: Talk, rest: str) -> None:
     name, _, value = rest.replace("=", " ").partition(" ")
     if not name:
         for known in SAMPLING:
@@ -111,7 +103,7 @@ def _set(talk: Chat, rest: str) -> None:
     say(f"{field} = {getattr(talk.options, field)}")
 
 
-def _tools(talk: Chat, rest: str) -> None:
+def _tools(talk: Talk, rest: str) -> None:
     if rest in ("off", "none"):
         talk.tools = None
     elif rest:
@@ -120,7 +112,7 @@ def _tools(talk: Chat, rest: str) -> None:
     say(f"tools: {', '.join(names)}" if names else "no tools")
 
 
-def _save(talk: Chat, rest: str) -> None:
+def _save(talk: Talk, rest: str) -> None:
     if not rest:
         raise OptionError(
             "/save needs a file name.", "Write /save talk.json, or talk.jsonl to append."
@@ -140,7 +132,7 @@ def _save(talk: Chat, rest: str) -> None:
     say(f"{len(talk.messages)} messages written to {path}")
 
 
-def _leave(talk: Chat, rest: str) -> None:
+def _leave(talk: Talk, rest: str) -> None:
     raise Leave
 
 

@@ -18,7 +18,6 @@ import urllib.parse
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from qwenkit import __version__
 from qwenkit.cli.memory import available_memory, gpus, total_memory
@@ -245,8 +244,8 @@ def _reach(title: str, url: str) -> Finding:
     proxies = [name for name in names if os.environ.get(name)]
     if proxies:
         return Finding(title, "ok", f"{url}, through the proxy of {proxies[0]} (not tried)")
-    parts: Any = urllib.parse.urlsplit(url)
     try:
+        parts = urllib.parse.urlsplit(url)
         port = parts.port or (443 if parts.scheme == "https" else 80)
         with socket.create_connection((parts.hostname or "", port), timeout=_TIMEOUT):
             return Finding(title, "ok", f"{url} answers")

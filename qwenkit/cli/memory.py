@@ -9,6 +9,7 @@ tower's activations.
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -119,24 +120,31 @@ def gpus() -> list[tuple[str, int, int]]:
 
 
 def _meminfo() -> dict[str, int]:
+    """/proc/meminfo in bytes; elsewhere all memory counts as available."""
     lines = _read("/proc/meminfo").splitlines()
+    if not lines:
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        return {"MemTotal": total, "MemAvailable": total}
     pairs = (line.split(":", 1) for line in lines if ":" in line)
     return {key: int(rest.split()[0]) * 1024 for key, rest in pairs if rest.split()}
 
 
 def _cgroup() -> tuple[int | None, int]:
-    """The container's memory limit and use (cgroup v2, then v1); (None, 0) without a limit."""
-    for limit, used in (
-        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        (
-            "/sys/fs/cgroup/memory/memory.limit_in_bytes",
-            "/sys/fs/cgroup/memory/memory.usage_in_bytes",
-        ),
+    """The container's memory limit and use (cgroup v2, then v1); (None, 0) without a limit.
+
+    Cached file pages that the kernel would drop first do not count as used.
+    """
+    v2, v1 = "/sys/fs/cgroup/memory", "/sys/fs/cgroup/memory/memory"
+    for limit, used, stat in (
+        (f"{v2}.max", f"{v2}.current", f"{v2}.stat"),
+        (f"{v1}.limit_in_bytes", f"{v1}.usage_in_bytes", f"{v1}.stat"),
     ):
-        most = _read(limit).strip()
-        if most.isdigit() and int(most) < 1 << 60:
-            now = _read(used).strip()
-            return int(most), int(now) if now.isdigit() else 0
+        most, now = _read(limit).strip(), _read(used).strip()
+        if not most.isdigit() or int(most) >= 1 << 60:
+            continue
+        fields = dict(line.split() for line in _read(stat).splitlines() if len(line.split()) == 2)
+        cached = int(fields.get("total_inactive_file") or fields.get("inactive_file") or 0)
+        return int(most), max(int(now) - cached, 0) if now.isdigit() else 0
     return None, 0
 
 

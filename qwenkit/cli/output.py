@@ -80,6 +80,16 @@ def _print_trimmed(out: Console, grid: Table) -> None:
     print("\n".join(line.rstrip() for line in drawn.get().splitlines()))
 
 
+def say(text: str) -> None:
+    """A remark of the program, apart from the model's words."""
+    errors().print(Text(text, style="dim"), soft_wrap=True)
+
+
+def complain(error: Exception, advice: str = "") -> None:
+    """An error that does not end the program."""
+    errors().print(Text("error: ", style="red") + Text(f"{error}{advice}"), soft_wrap=True)
+
+
 def hint(text: str) -> None:
     """Name the next useful verb, for people: only when standard error is a terminal."""
     if sys.stderr.isatty():

@@ -83,7 +83,7 @@ def plan(options: PlanOptions) -> int:
     for place in here:
         print(place)
     if any(row.dtype not in LOADABLE for row in rows):
-        print("int8 and int4: for planning (GPTQ and AWQ files), not run yet")
+        print("note: int8 and int4 are for planning (GPTQ and AWQ files), not run yet")
     hint(_next(options, rows, here, context))
     return 0
 

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from qwenkit.cli.output import hint, print_json
+from qwenkit.cli.output import hint
 from qwenkit.options import EvalOptions, PretrainOptions, SftOptions, TokenizerOptions
 
 
@@ -41,11 +41,9 @@ def _done(path: Any, options: Any, following: str) -> int:
 
 
 def evaluate(options: EvalOptions) -> int:
-    """Measure a model; the application prints and writes the report."""
+    """Measure a model; the application prints the report and writes it."""
     from qwenkit.eval.run import run
 
-    report = run(options)
-    if options.as_json:
-        print_json(report.to_dict())
+    run(options)
     hint(f"qwenkit show {options.model}")
     return 0

@@ -42,9 +42,7 @@ def test_precedence_and_origins(write: Any) -> None:
     file = write("temperature: 0.3\ntop_p: 0.3\ntop_k: 3\n")
     env = {"QWENKIT_TEMPERATURE": "0.2", "QWENKIT_TOP_P": "0.2", "QWENKIT_SEED": ""}
     checkpoint = {"temperature": 0.4, "top_k": 4, "repetition_penalty": 1.1, "do_sample": True}
-    options = resolve(
-        RunOptions, {"temperature": "0.1"}, file=file, env=env, checkpoint=checkpoint
-    )
+    options = resolve(RunOptions, {"temperature": "0.1"}, file=file, env=env, checkpoint=checkpoint)
     values = (options.temperature, options.top_p, options.top_k, options.repetition_penalty)
     assert values == (0.1, 0.2, 3, 1.1)
     assert options.seed is None and options.min_p is None
@@ -68,10 +66,18 @@ def test_the_checkpoint_fills_only_what_nobody_set() -> None:
 @pytest.mark.parametrize(
     ("flags", "env", "expected"),
     [
-        ({"temperature": "-1"}, {}, "temperature is '-1' (from --temperature); it must be at least 0."),
+        (
+            {"temperature": "-1"},
+            {},
+            "temperature is '-1' (from --temperature); it must be at least 0.",
+        ),
         ({}, {"QWENKIT_SEED": "x"}, "seed is 'x' (from QWENKIT_SEED); it must be an integer."),
         ({"top_p": "0"}, {}, "top_p is '0' (from --top-p); it must be above 0."),
-        ({"temperature": "nan"}, {}, "temperature is 'nan' (from --temperature); it must be a finite"),
+        (
+            {"temperature": "nan"},
+            {},
+            "temperature is 'nan' (from --temperature); it must be a finite",
+        ),
         ({"source": "hf"}, {}, "it must be one of auto, huggingface, modelscope."),
         ({"json": "perhaps"}, {}, "json is 'perhaps' (from --json); it must be true or false."),
         ({"temprature": "1"}, {}, "Did you mean temperature?"),
@@ -91,7 +97,10 @@ def test_missing_options_say_how_to_give_them() -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("temprature: 1", "unknown option 'temprature' for `qwenkit run`. Did you mean temperature?"),
+        (
+            "temprature: 1",
+            "unknown option 'temprature' for `qwenkit run`. Did you mean temperature?",
+        ),
         ("top_k: [1]", "top_k is [1] (from"),
         ("top_k: 1\ntop_k: 2", ":2:1: not valid YAML: 'top_k' appears twice"),
         ("max_tokens: 1\nmax_new_tokens: 2", "max_tokens and max_new_tokens are the same option"),
@@ -147,7 +156,11 @@ def test_a_key_named_like_a_verb_stays_a_key(write: Any) -> None:
 def test_text_becomes_lists_mappings_and_nothing() -> None:
     flags = {"output_dir": "o", "data": "[a, b]", "config": '{"hidden_size": 8}', "tokenizer": "t"}
     options = resolve(PretrainOptions, {**flags, "max_steps": "none"}, env={})
-    assert (options.data, options.config, options.max_steps) == (["a", "b"], {"hidden_size": 8}, None)
+    assert (options.data, options.config, options.max_steps) == (
+        ["a", "b"],
+        {"hidden_size": 8},
+        None,
+    )
     assert resolve(RunOptions, {"stop": ["a", "b"]}, env={}).stop == ["a", "b"]
     assert resolve(RunOptions, {}, env={"QWENKIT_STOP": "END"}).stop == ["END"]
     assert resolve(EvalOptions, {"tasks": "a, b", "langs": ["zh"]}, env={}).tasks == ["a", "b"]

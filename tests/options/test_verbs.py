@@ -12,7 +12,9 @@ from qwenkit.options import VERBS, Options, RunOptions, env_name, flag_name, jso
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_option_is_named_once_and_explained(verb: str) -> None:
     cls = VERBS[verb]
-    names = [known for name in cls.model_fields for known in (cls.key(name), *cls.flag(name).aliases)]
+    names = [
+        known for name in cls.model_fields for known in (cls.key(name), *cls.flag(name).aliases)
+    ]
     assert len(names) == len(set(names)), "two options share a name"
     assert not any(name.startswith("no_") for name in names), "--no-X is the negation of --X"
     for name, field in cls.model_fields.items():

@@ -1,25 +1,19 @@
-"""The entry point: which verb, its options, and what becomes of errors.
-
-A verb is a row of `VERBS`: its options class, and the function `module:name` that does it, imported
-only then. The function takes the options and returns an exit code.
-"""
+"""The entry point: from words to a verb with its options, and what becomes of errors."""
 
 from __future__ import annotations
 
 import errno
-import importlib
 import os
 import signal
 import sys
 import traceback
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from qwenkit import __version__
 from qwenkit.cli.flags import parse
-from qwenkit.errors import OptionError, QwenkitError
-from qwenkit.options import VERBS as OPTIONS
-from qwenkit.options import Options, env_name, resolve, suggest
+from qwenkit.cli.verbs import VERBS, find, work
+from qwenkit.errors import QwenkitError
+from qwenkit.options import env_name, resolve
 
 EXIT_BUG = 70
 EXIT_INTERRUPTED = 130
@@ -31,37 +25,6 @@ _DISK = {
     errno.EPERM: "Check the permissions.",
     errno.EROFS: "Write to another place.",
 }
-
-
-@dataclass(frozen=True)
-class Verb:
-    """`words` as typed, and where its work is done."""
-
-    words: str
-    target: str
-    group: str
-
-    @property
-    def options(self) -> type[Options]:
-        return OPTIONS[self.words.split()[-1]]
-
-
-VERBS = (
-    Verb("chat", "chat:chat", "ask"),
-    Verb("run", "run:run", "ask"),
-    Verb("pull", "models:pull", "models"),
-    Verb("list", "models:show_list", "models"),
-    Verb("show", "show:show", "models"),
-    Verb("family", "plan:family", "models"),
-    Verb("plan", "plan:plan", "models"),
-    Verb("train tokenizer", "train:tokenizer", "train and measure"),
-    Verb("train pretrain", "train:pretrain", "train and measure"),
-    Verb("train sft", "train:sft", "train and measure"),
-    Verb("eval", "train:evaluate", "train and measure"),
-    Verb("doctor", "doctor:doctor", "this installation"),
-    Verb("config-schema", "schema:schema", "this installation"),
-)
-_ALIASES = {"ls": "list"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -93,37 +56,13 @@ def _dispatch(words: list[str]) -> int:
     if words[0] in ("-V", "--version", "version"):
         print(f"qwenkit {__version__}")
         return 0
-    words[0] = _ALIASES.get(words[0], words[0])
-    verb, rest = _find(words)
+    verb, rest = find(words)
     if verb is None:
         print(overview("train"))
         return 0
     cls = verb.options
     parsed = parse(cls, rest, prog=f"qwenkit {verb.words}")
-    options = resolve(cls, parsed.values, file=parsed.file)
-    module, name = verb.target.split(":")
-    code: int = getattr(importlib.import_module(f"qwenkit.cli.{module}"), name)(options)
-    return code
-
-
-def _find(words: list[str]) -> tuple[Verb | None, list[str]]:
-    """The verb and what follows it; (None, …) asks for the list of `train`. Errors: OptionError."""
-    table = {verb.words: verb for verb in VERBS}
-    if words[0] == "train":
-        kinds = [words[len("train ") :] for words in table if words.startswith("train ")]
-        if words[1:2] in ([], ["-h"], ["--help"]):
-            return None, []
-        found = table.get(" ".join(words[:2]))
-        if found is None:
-            near = suggest(words[1], kinds)
-            hint = f"Did you mean {near}?" if near else f"There are {', '.join(kinds)}."
-            raise OptionError(f"`qwenkit train {words[1]}` does not exist.", hint)
-        return found, words[2:]
-    if words[0] in table:
-        return table[words[0]], words[1:]
-    near = suggest(words[0], [*table, "train", "help"])
-    hint = f"Did you mean {near}?" if near else "See `qwenkit --help`."
-    raise OptionError(f"{words[0]!r} is not a verb of qwenkit.", hint)
+    return work(verb)(resolve(cls, parsed.values, file=parsed.file))
 
 
 def overview(only: str | None = None) -> str:
