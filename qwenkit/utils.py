@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import tempfile
@@ -72,6 +73,15 @@ def read_json(path: str | os.PathLike[str], *, max_bytes: int = 64 << 20) -> Any
         raise FormatError(f"{path} cannot be read: {error.strerror}.", "Check its permissions.") from error
     except (ValueError, RecursionError) as error:
         raise FormatError(f"{path} is not valid JSON ({error}).", "Fetch the file again.") from error
+
+
+def sha256_file(path: str | os.PathLike[str]) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def human_bytes(count: float) -> str:

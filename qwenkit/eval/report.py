@@ -6,13 +6,14 @@ Wilson interval (E. B. Wilson, 1927), which stays honest for few questions and n
 
 from __future__ import annotations
 
-import hashlib
 import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
+
+from qwenkit.utils import sha256_file
 
 Z95 = 1.959963984540054
 
@@ -99,11 +100,4 @@ def weight_digests(model_dir: Path | None) -> dict[str, str]:
     """SHA-256 of every safetensors file of a model folder, by name."""
     if model_dir is None:
         return {}
-    digests = {}
-    for path in sorted(model_dir.glob("*.safetensors")):
-        with path.open("rb") as file:
-            digest = hashlib.sha256()
-            while block := file.read(1 << 20):
-                digest.update(block)
-        digests[path.name] = digest.hexdigest()
-    return digests
+    return {path.name: sha256_file(path) for path in sorted(model_dir.glob("*.safetensors"))}

@@ -30,7 +30,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 import qwenkit
 from qwenkit.errors import EngineError, OptionError
 from qwenkit.eval.report import Report, Row, weight_digests
-from qwenkit.llm import LLM
+from qwenkit.llm import LLM, Sampling
 from qwenkit.options import EvalOptions, write_resolved
 from qwenkit.tasks.base import LANGUAGES, Example, Task, examples
 from qwenkit.tasks.synth import TASKS
@@ -156,9 +156,10 @@ def _chunks(questions: list[Example], size: int) -> Iterator[list[Example]]:
 
 def _ask(llm: LLM, chunk: list[Example], max_tokens: int) -> list[Any]:
     """Greedy answers in order. A question holds nothing of the gold answer."""
-    greedy = {"temperature": 0.0, "repetition_penalty": 1.0, "max_tokens": max_tokens}
+    greedy = Sampling(temperature=0.0, repetition_penalty=1.0, max_tokens=max_tokens)
     if chunk[0].messages is None:
-        results = llm.generate([each.prompt for each in chunk], allow_special=True, **greedy)
+        prompts = [each.prompt or "" for each in chunk]
+        results = llm.generate(prompts, allow_special=True, **greedy)
     else:
         conversations = [each.messages[:-1] for each in chunk if each.messages is not None]
         results = llm.chat_many(conversations, [each.tools for each in chunk], **greedy)

@@ -45,15 +45,15 @@ def test_tools_are_valid_and_the_call_fits_its_schema(name: str, lang: str) -> N
         if "tool_calls" not in example.messages[1]:
             assert example.messages[1]["content"] == NO_TOOL[lang] and name == "tool_call"
             continue
-        call = function(example, 1)
-        parameters = schemas[call["name"]]["parameters"]
-        assert (
-            set(parameters["required"]) <= set(call["arguments"]) <= set(parameters["properties"])
-        )
-        request = example.messages[0]["content"]
-        for key, value in call["arguments"].items():
-            assert type(value) is TYPES[parameters["properties"][key]["type"]]
-            assert isinstance(value, bool) or str(value) in request
+        for start in range(0, len(example.messages), 4):
+            call = function(example, start + 1)
+            parameters = schemas[call["name"]]["parameters"]
+            properties, required = parameters["properties"], set(parameters["required"])
+            assert required <= set(call["arguments"]) <= set(properties)
+            request = example.messages[start]["content"]
+            for key, value in call["arguments"].items():
+                assert type(value) is TYPES[properties[key]["type"]]
+                assert isinstance(value, bool) or str(value) in request
     assert set(sizes) == {1, 2, 3, 4} and min(sizes.values()) > 75
 
 
@@ -83,10 +83,14 @@ def test_an_optional_parameter_is_given_only_if_the_request_names_it(lang: str) 
 @pytest.mark.parametrize("lang", LANGUAGES)
 def test_the_sentence_holds_the_result(lang: str) -> None:
     errors = 0
+    rounds: Counter[int] = Counter()
     for example in draw("tool_answer", lang):
-        assert example.messages is not None and len(example.messages) == 4
-        result = json.loads(example.messages[2]["content"])
-        sentence = example.messages[3]["content"]
+        assert example.messages is not None
+        roles = [message["role"] for message in example.messages]
+        rounds[len(roles) // 4] += 1
+        assert roles == ["user", "assistant", "tool", "assistant"] * (len(roles) // 4)
+        result = json.loads(example.messages[-2]["content"])
+        sentence = example.messages[-1]["content"]
         if "error" in result:
             errors += 1
             assert sentence == FAILED[lang].format(**result)
@@ -95,20 +99,27 @@ def test_the_sentence_holds_the_result(lang: str) -> None:
         assert all(str(value) in sentence for value in shown), (result, sentence)
         assert "{" not in sentence and sentence.isprintable()
     assert 30 < errors < 130
+    assert set(rounds) == {1, 2, 3} and min(rounds.values()) > 300
+
+
+@pytest.mark.parametrize("lang", LANGUAGES)
+def test_held_out_conversations_are_nearly_all_of_one_round(lang: str) -> None:
+    drawn = draw("tool_answer", lang, 150, held_out=True)
+    assert sum(len(example.messages or []) == 4 for example in drawn) > 120
 
 
 def test_sums_and_translations_in_results_are_right() -> None:
     checked = 0
     for example in draw("tool_answer", "en", 3000):
         assert example.messages is not None
-        result = json.loads(example.messages[2]["content"])
+        result = json.loads(example.messages[-2]["content"])
         if "expression" in result:
             left, sign, right = result["expression"].split()
             a, b = int(left), int(right)
             assert result["result"] == {"+": a + b, "-": a - b, "*": a * b}[sign]
             checked += 1
         if result.get("language") == "German":
-            asked = next(iter(function(example, 1)["arguments"].values()))
+            asked = next(iter(function(example, -3)["arguments"].values()))
             expected = {"bread": "Brot", "water": "Wasser", "friend": "Freund"}.get(asked)
             assert expected is None or result["translation"] == expected
     assert checked > 80
@@ -185,9 +196,11 @@ def test_no_call_of_the_held_out_split_is_ever_trained(lang: str) -> None:
     trained = {example.question() for example in draw("tool_call", lang, 3000)}
     for example in draw("tool_answer", lang, 3000):
         assert example.messages is not None
-        trained.add(
-            Example("", lang, messages=example.messages[:2], tools=example.tools).question()
-        )
+        for start in range(0, len(example.messages), 4):
+            one = [example.messages[start : start + size] for size in (2, 4)]
+            call, answer = (Example("", lang, messages=each, tools=example.tools) for each in one)
+            trained.add(call.question())
+            assert not answer.is_held_out()
     assert not held_out & trained
     assert len(held_out) > 500
 

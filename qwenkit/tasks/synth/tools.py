@@ -3,9 +3,9 @@ result in a sentence.
 
 A request names every argument word for word; the schema names the parameters, in variants, so both
 have to be read. One `tool_call` example in ten offers no tool that fits, and the right answer is
-then `NO_TOOL`. A `tool_answer` example is the whole conversation, call included, so training on it
-also trains the call; one in twenty results is an error. Not covered: several calls in one turn,
-calls without a request, results that are not a JSON object.
+then `NO_TOOL`. A `tool_answer` example is a whole conversation of one to three rounds, calls
+included, so training on it also trains the call; one in twenty results is an error. Not covered:
+several calls in one turn, calls without a request, results that are not a JSON object.
 """
 
 from __future__ import annotations
@@ -37,6 +37,11 @@ ERRORS = {
 }
 UNFIT_SHARE = 0.1
 ERROR_SHARE = 0.05
+MORE_ROUNDS = (3, 4, 3)
+"""Weights of 0, 1 and 2 more rounds in a `tool_answer` conversation. The definitions of the tools
+are most of a prompt, so more rounds make much of them.
+"""
+MAX_DRAWS = 8
 ENGLISH_SCHEMA_SHARE = 0.25
 """Share of the Chinese examples whose tools are described in English, as is common."""
 
@@ -50,16 +55,27 @@ _NEAR = (
 
 
 @dataclass(frozen=True)
-class Ask:
-    """One request: the offered tools, what the user says, and the right call (None if no tool
-    fits).
+class Offer:
+    """The tools on offer, as schemas, and for each tool (by its first name) what it is called here:
+    the name of the function and the map from slot to parameter name.
     """
 
-    tool: Tool
     tools: list[dict[str, Any]]
+    names: dict[str, tuple[str, dict[str, str]]]
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What the user says, and the right call (None if no tool fits)."""
+
+    tool: Tool
     text: str
     values: Values
     call: dict[str, Any] | None
+
+    def user(self) -> dict[str, Any]:
+        """The user's message."""
+        return {"role": "user", "content": self.text}
 
     def assistant(self, lang: str) -> dict[str, Any]:
         """The right assistant message."""
@@ -79,23 +95,39 @@ def _near(tool: Tool) -> set[str]:
     )
 
 
-def draw_ask(rng: random.Random, lang: str, weights: tuple[int, ...], *, fits: bool = True) -> Ask:
-    """Draw a request and the tools on offer; `weights[i]` is the weight of offering i + 1 tools."""
+def draw_offer(
+    rng: random.Random, lang: str, weights: tuple[int, ...], *, fits: bool = True
+) -> tuple[Tool, Offer]:
+    """A tool and an offer with it, or (`fits` false) with nothing near it.
+
+    `weights[i]` is the weight of offering i + 1 tools.
+    """
     tool = rng.choice(TOOLS)
     count = rng.choices(range(1, len(weights) + 1), weights)[0]
     schema_lang = "en" if rng.random() < ENGLISH_SCHEMA_SHARE else lang
     avoided = {tool.names[0]} if fits else _near(tool)
-    others = rng.sample([other for other in TOOLS if other.names[0] not in avoided], count - fits)
-    schema, names = tool.schema(schema_lang, rng)
-    tools = [other.schema(schema_lang, rng)[0] for other in others] + ([schema] if fits else [])
-    rng.shuffle(tools)
+    others = [other for other in TOOLS if other.names[0] not in avoided]
+    offered = rng.sample(others, count - fits) + ([tool] if fits else [])
+    rng.shuffle(offered)
+    tools, names = [], {}
+    for each in offered:
+        schema, slots = each.schema(schema_lang, rng)
+        tools.append(schema)
+        names[each.names[0]] = schema["function"]["name"], slots
+    return tool, Offer(tools, names)
 
+
+def draw_ask(rng: random.Random, lang: str, tool: Tool, offer: Offer) -> Ask:
+    """A request that `tool` would serve; its call is None if the tool is not on offer."""
     values = tool.values(rng, lang)
     template = rng.choice(tool.asks[lang])
-    given = [param for param in tool.params if param.required or f"{{{param.slot}}}" in template]
-    arguments = {names[param.slot]: values[param.slot] for param in given}
-    call = {"name": schema["function"]["name"], "arguments": arguments} if fits else None
-    return Ask(tool, tools, template.format(**values), values, call)
+    call = None
+    if tool.names[0] in offer.names:
+        name, slots = offer.names[tool.names[0]]
+        given = [each for each in tool.params if each.required or f"{{{each.slot}}}" in template]
+        arguments = {slots[param.slot]: values[param.slot] for param in given}
+        call = {"name": name, "arguments": arguments}
+    return Ask(tool, template.format(**values), values, call)
 
 
 class ToolCall:
@@ -104,9 +136,10 @@ class ToolCall:
     name = "tool_call"
 
     def sample(self, rng: random.Random, lang: str) -> Example:
-        ask = draw_ask(rng, lang, (3, 3, 2, 2), fits=rng.random() >= UNFIT_SHARE)
-        messages = [{"role": "user", "content": ask.text}, ask.assistant(lang)]
-        return Example(self.name, lang, messages=messages, tools=ask.tools)
+        tool, offer = draw_offer(rng, lang, (3, 3, 2, 2), fits=rng.random() >= UNFIT_SHARE)
+        ask = draw_ask(rng, lang, tool, offer)
+        messages = [ask.user(), ask.assistant(lang)]
+        return Example(self.name, lang, messages=messages, tools=offer.tools)
 
     def score(self, example: Example, answer: dict[str, Any]) -> bool:
         """Name and arguments are equal as parsed JSON, and there is nothing beside the call."""
@@ -130,29 +163,61 @@ class ToolAnswer:
 
     def sample(self, rng: random.Random, lang: str) -> Example:
         while True:
-            example = self._draw(rng, lang)
-            assert example.messages is not None
-            # The call is trained too, so its question must lie on the same side of the split as the
-            # whole.
-            call = Example(ToolCall.name, lang, messages=example.messages[:2], tools=example.tools)
-            if call.is_held_out() == example.is_held_out():
-                return example
+            tool, offer = draw_offer(rng, lang, (5, 3, 1, 1))
+            messages = self._round(rng, lang, tool, offer)
+            held_out = self._side(lang, messages, offer)
+            if held_out is not None:
+                break
+        for _ in range(rng.choices((0, 1, 2), MORE_ROUNDS)[0]):
+            messages = self._extend(rng, lang, messages, offer, held_out)
+        return Example(self.name, lang, messages=messages, tools=offer.tools)
 
-    def _draw(self, rng: random.Random, lang: str) -> Example:
-        ask = draw_ask(rng, lang, (5, 3, 1, 1))
+    def _round(
+        self, rng: random.Random, lang: str, tool: Tool, offer: Offer
+    ) -> list[dict[str, Any]]:
+        """Request, call, result, sentence."""
+        ask = draw_ask(rng, lang, tool, offer)
         if rng.random() < ERROR_SHARE:
             result: Values = {"error": rng.choice(ERRORS[lang])}
             sentence = FAILED[lang].format(**result)
         else:
-            result = ask.tool.result(rng, lang, ask.values)
-            sentence = ask.tool.says[lang].format(**(ask.values | result))
-        messages = [
-            {"role": "user", "content": ask.text},
+            result = tool.result(rng, lang, ask.values)
+            sentence = tool.says[lang].format(**(ask.values | result))
+        return [
+            ask.user(),
             ask.assistant(lang),
             {"role": "tool", "content": json.dumps(result, ensure_ascii=False)},
             {"role": "assistant", "content": sentence},
         ]
-        return Example(self.name, lang, messages=messages, tools=ask.tools)
+
+    def _side(self, lang: str, messages: list[dict[str, Any]], offer: Offer) -> bool | None:
+        """Whether a round is held out; None if its call and its sentence, which are both trained,
+        lie on different sides of the split.
+        """
+        sides = {
+            Example(skill, lang, messages=part, tools=offer.tools).is_held_out()
+            for skill, part in ((ToolCall.name, messages[:2]), (self.name, messages))
+        }
+        return sides.pop() if len(sides) == 1 else None
+
+    def _extend(
+        self,
+        rng: random.Random,
+        lang: str,
+        messages: list[dict[str, Any]],
+        offer: Offer,
+        held_out: bool,
+    ) -> list[dict[str, Any]]:
+        """One more round with the same tools, that on its own and in its place is on this side of
+        the split; `messages` as they are where none is found soon (as is usual if held out).
+        """
+        for _ in range(MAX_DRAWS):
+            tool = rng.choice([each for each in TOOLS if each.names[0] in offer.names])
+            more = self._round(rng, lang, tool, offer)
+            whole = Example(self.name, lang, messages=[*messages, *more], tools=offer.tools)
+            if self._side(lang, more, offer) == held_out == whole.is_held_out():
+                return [*messages, *more]
+        return messages
 
     def score(self, example: Example, answer: dict[str, Any]) -> bool:
         """The text is equal, up to white space around it, and no tool is called again."""
