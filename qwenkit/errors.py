@@ -1,8 +1,8 @@
 """The errors that users meet: each names what is wrong and what to do about it.
 
-Every error that a user can cause is a `QwenkitError`. Its text is one line; `remedy` says the next step.
-The command line prints that line and exits with `exit_code`; the traceback stays hidden unless asked for.
-Anything else that escapes is a bug in qwenkit.
+Every error that a user can cause is a `QwenkitError`. Its text is one line; `remedy` says the next
+step. The command line prints that line and exits with `exit_code`; the traceback stays hidden
+unless asked for. Anything else that escapes is a bug in qwenkit.
 """
 
 from __future__ import annotations
@@ -68,7 +68,9 @@ class TemplateError(QwenkitError):
 class RequestError(QwenkitError):
     """One request is invalid; `param` is the name of the offending parameter, if there is one."""
 
-    def __init__(self, message: str, remedy: str | None = None, *, param: str | None = None) -> None:
+    def __init__(
+        self, message: str, remedy: str | None = None, *, param: str | None = None
+    ) -> None:
         super().__init__(message, remedy)
         self.param = param
 
@@ -76,18 +78,22 @@ class RequestError(QwenkitError):
 class ContextLengthError(RequestError):
     """Prompt plus max_tokens exceed the context. Nothing is cut silently."""
 
-    def __init__(self, prompt_tokens: int, max_tokens: int, context: int, *, param: str = "messages") -> None:
+    def __init__(
+        self, prompt_tokens: int, max_tokens: int, context: int, *, param: str = "messages"
+    ) -> None:
         self.prompt_tokens, self.max_tokens, self.context = prompt_tokens, max_tokens, context
         super().__init__(
-            f"The context holds {context} tokens, but the prompt has {prompt_tokens} and max_tokens is "
-            f"{max_tokens} ({prompt_tokens + max_tokens} in all).",
+            f"The context holds {context} tokens, but the prompt has {prompt_tokens} and "
+            f"max_tokens is {max_tokens} ({prompt_tokens + max_tokens} in all).",
             "Shorten the prompt or lower max_tokens.",
             param=param,
         )
 
 
 class EngineError(QwenkitError):
-    """A valid request was ended by the engine: logits that are not finite, a failing kernel, or closing."""
+    """A valid request was ended by the engine: logits that are not finite, a failing kernel, or
+    closing.
+    """
 
 
 class DataError(QwenkitError):
@@ -99,7 +105,7 @@ class TrainError(QwenkitError):
 
 
 class TrainInterrupted(TrainError):
-    """Training was asked to stop (SIGTERM: exit code 143, SIGINT: 130) and has saved a checkpoint."""
+    """Training was asked to stop (SIGTERM: exit code 143, SIGINT: 130) and has saved itself."""
 
     def __init__(self, signum: int, step: int, checkpoints: str) -> None:
         self.exit_code = 128 + signum

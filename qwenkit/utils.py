@@ -16,9 +16,11 @@ from qwenkit.errors import FormatError
 
 @contextlib.contextmanager
 def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    """Open a temporary file beside `path`; on success fsync it, rename it over `path`, fsync the directory.
+    """Open a temporary file beside `path`; on success fsync it, rename it over `path`, fsync the
+    directory.
 
-    On any failure (full disk, exception in the body) the temporary file is removed and `path` is untouched.
+    On any failure (full disk, exception in the body) the temporary file is removed and `path` is
+    untouched.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -60,19 +62,31 @@ def write_json(path: str | os.PathLike[str], value: Any, *, indent: int | None =
 
 
 def read_json(path: str | os.PathLike[str], *, max_bytes: int = 64 << 20) -> Any:
-    """Read a JSON file. Errors: FormatError naming the file when it is missing, too large or not JSON."""
+    """Read a JSON file. Errors: FormatError naming the file when it is missing, too large or not
+    JSON.
+    """
     path = Path(path)
     if not path.is_file():
-        raise FormatError(f"{path} is missing or not a regular file.", "Fetch the model again with `qwenkit pull`.")
+        raise FormatError(
+            f"{path} is missing or not a regular file.",
+            "Fetch the model again with `qwenkit pull`.",
+        )
     try:
         size = path.stat().st_size
         if size > max_bytes:
-            raise FormatError(f"{path} has {size} bytes; at most {max_bytes} are read.", "It is not what its name says.")
+            raise FormatError(
+                f"{path} has {size} bytes; at most {max_bytes} are read.",
+                "It is not what its name says.",
+            )
         return json.loads(path.read_bytes().decode("utf-8"))
     except OSError as error:
-        raise FormatError(f"{path} cannot be read: {error.strerror}.", "Check its permissions.") from error
+        raise FormatError(
+            f"{path} cannot be read: {error.strerror}.", "Check its permissions."
+        ) from error
     except (ValueError, RecursionError) as error:
-        raise FormatError(f"{path} is not valid JSON ({error}).", "Fetch the file again.") from error
+        raise FormatError(
+            f"{path} is not valid JSON ({error}).", "Fetch the file again."
+        ) from error
 
 
 def sha256_file(path: str | os.PathLike[str]) -> str:

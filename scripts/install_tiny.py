@@ -2,8 +2,9 @@
 
     python scripts/install_tiny.py out/tiny        # the folder that recipes/tiny.yaml writes to
 
-Copies out/tiny/{base,instruct}/model, adds the evaluation's report as eval.json, and writes README.md and
-README.zh.md. The report must have been measured on the very weights (their SHA-256 is compared).
+Copies out/tiny/{base,instruct}/model, adds the evaluation's report as eval.json, and writes
+README.md and README.zh.md. The report must have been measured on the very weights (their SHA-256 is
+compared).
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""The embedded models: laid out like published checkpoints, readable by others, and as good as their cards say."""
+"""The embedded models: laid out like published checkpoints, readable by others, and as good as
+their cards say.
+"""
 
 from __future__ import annotations
 

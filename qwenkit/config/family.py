@@ -1,9 +1,10 @@
 """The published family as one table: shapes, context, licence and release of every model.
 
-The numbers come from the models' configuration files and cards, the Qwen2.5 report (arXiv 2412.15115), the
-Coder and Math reports (2409.12186, 2409.12122) and the Qwen2-VL report (2409.12191). Parameter counts are
-computed from the shapes, never typed in. `max_position_embeddings` is the value in the file; the context of
-128K on the cards of the larger Instruct models needs YaRN with factor 4 (`FamilyEntry.yarn_context`).
+The numbers come from the models' configuration files and cards, the Qwen2.5 report (arXiv
+2412.15115), the Coder and Math reports (2409.12186, 2409.12122) and the Qwen2-VL report
+(2409.12191). Parameter counts are computed from the shapes, never typed in.
+`max_position_embeddings` is the value in the file; the context of 128K on the cards of the larger
+Instruct models needs YaRN with factor 4 (`FamilyEntry.yarn_context`).
 """
 
 from __future__ import annotations
@@ -103,7 +104,9 @@ def _text_entries() -> list[FamilyEntry]:
             config = _dense(size, instruct=instruct, context=4096)
             config = dataclasses.replace(config, rope_theta=10000.0)
             name = f"Qwen2.5-Math-{size}{suffix}"
-            entries.append(FamilyEntry(name, size, kind, config, _licence(size, "Math"), "2024-09-19"))
+            entries.append(
+                FamilyEntry(name, size, kind, config, _licence(size, "Math"), "2024-09-19")
+            )
     return entries
 
 

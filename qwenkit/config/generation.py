@@ -28,7 +28,8 @@ class GenerationConfig:
 
     @classmethod
     def from_dir(cls, path: str | os.PathLike[str]) -> GenerationConfig:
-        """Read `path`/generation_config.json; without that file, config.json's eos and greedy decoding.
+        """Read `path`/generation_config.json; without that file, config.json's eos and greedy
+        decoding.
 
         Errors: FormatError (not JSON), ConfigError naming key and value.
         """
@@ -58,5 +59,7 @@ class GenerationConfig:
         for key, good in ranges.items():
             if not good:
                 value = getattr(result, key)
-                raise ConfigError(f"{file}: {key} is {value!r}, which is out of range.", "Mend the file.")
+                raise ConfigError(
+                    f"{file}: {key} is {value!r}, which is out of range.", "Mend the file."
+                )
         return result

@@ -1,9 +1,9 @@
 """The one model configuration, spelled as in config.json.
 
-`ModelConfig` is frozen: derived quantities are properties, nothing mutates or subclasses it. Unknown keys
-of a config.json are dropped; unsupported *values* are refused with the key, the value and what is supported.
-Shapes of the family: Qwen2.5 technical report (arXiv 2412.15115), Qwen2-VL (arXiv 2409.12191) and the
-published configuration files.
+`ModelConfig` is frozen: derived quantities are properties, nothing mutates or subclasses it.
+Unknown keys of a config.json are dropped; unsupported *values* are refused with the key, the value
+and what is supported. Shapes of the family: Qwen2.5 technical report (arXiv 2412.15115), Qwen2-VL
+(arXiv 2409.12191) and the published configuration files.
 """
 
 from __future__ import annotations
@@ -87,7 +87,9 @@ class ModelConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], *, source: str = "config.json") -> ModelConfig:
-        """Build from the keys of a config.json. Errors: ConfigError naming key, value and what is supported."""
+        """Build from the keys of a config.json. Errors: ConfigError naming key, value and what is
+        supported.
+        """
         if not isinstance(values, dict):
             raise ConfigError(f"{source} is not a JSON object.", "Fetch the model again.")
         return cls(**_read_fields(values, source))
@@ -101,7 +103,12 @@ class ModelConfig:
     def to_dict(self) -> dict[str, Any]:
         """The keys of a config.json that Transformers, vLLM and others read."""
         values = dataclasses.asdict(self)
-        moe = ("num_experts", "num_experts_per_tok", "moe_intermediate_size", "norm_topk_prob")
+        moe: tuple[str, ...] = (
+            "num_experts",
+            "num_experts_per_tok",
+            "moe_intermediate_size",
+            "norm_topk_prob",
+        )
         moe += ("shared_expert_intermediate_size", "decoder_sparse_step", "mlp_only_layers")
         if not self.is_moe:
             values = {key: value for key, value in values.items() if key not in moe}
@@ -160,7 +167,7 @@ class ModelConfig:
         return sparse and (layer + 1) % self.decoder_sparse_step == 0
 
     def window(self, layer: int) -> int | None:
-        """Sliding window of a layer in tokens (the query's own included), None for full attention."""
+        """Sliding window of a layer in tokens (its own included), None for full attention."""
         active = self.use_sliding_window and layer >= self.max_window_layers
         return self.sliding_window if active else None
 
@@ -180,7 +187,9 @@ class ModelConfig:
     @property
     def num_active_parameters(self) -> int:
         """Parameters that one token touches, embedding and head included."""
-        idle = self._body_parameters(self.num_experts) - self._body_parameters(self.num_experts_per_tok)
+        idle = self._body_parameters(self.num_experts) - self._body_parameters(
+            self.num_experts_per_tok
+        )
         return self.num_parameters - idle
 
     def _body_parameters(self, experts: int) -> int:
@@ -208,13 +217,24 @@ _ARCHITECTURES = {
     "qwen2_moe": "Qwen2MoeForCausalLM",
     "qwen2_vl": "Qwen2VLForConditionalGeneration",
 }
-_REQUIRED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+_REQUIRED = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+)
 
 
 def typed(key: str, value: Any, kind: str, source: str) -> Any:
     """Check a JSON value against an annotation like `int`, `float`, `int | None`."""
     allowed: tuple[type, ...] = ()
-    for name, types in (("int", (int,)), ("float", (int, float)), ("bool", (bool,)), ("str", (str,))):
+    for name, types in (
+        ("int", (int,)),
+        ("float", (int, float)),
+        ("bool", (bool,)),
+        ("str", (str,)),
+    ):
         if name in kind.split("[")[0].replace("|", " ").split():
             allowed += types
     if "list" in kind:
@@ -223,8 +243,10 @@ def typed(key: str, value: Any, kind: str, source: str) -> Any:
         allowed += (dict,)
     wrong_bool = isinstance(value, bool) and bool not in allowed
     if not isinstance(value, allowed) or wrong_bool:
-        raise ConfigError(f"{source}: {key} is {value!r}; expected {kind}.", "Mend or re-fetch the file.")
-    return float(value) if kind == "float" else value
+        raise ConfigError(
+            f"{source}: {key} is {value!r}; expected {kind}.", "Mend or re-fetch the file."
+        )
+    return float(value) if kind == "float" and isinstance(value, int) else value
 
 
 def _read_fields(values: dict[str, Any], source: str) -> dict[str, Any]:
@@ -248,7 +270,9 @@ def _read_fields(values: dict[str, Any], source: str) -> dict[str, Any]:
             "Remove the key to use the model up to its plain context.",
         )
     text = values.get("text_config")
-    values = {**values, **text, "model_type": model_type} if isinstance(text, dict) else dict(values)
+    values = (
+        {**values, **text, "model_type": model_type} if isinstance(text, dict) else dict(values)
+    )
     rope = values.pop("rope_parameters", None)  # Transformers 5 moves theta and scaling in here
     if isinstance(rope, dict):
         values.setdefault("rope_theta", rope.get("rope_theta", 1_000_000.0))
@@ -269,7 +293,9 @@ def _read_fields(values: dict[str, Any], source: str) -> dict[str, Any]:
     head_dim = values.get("head_dim")
     heads = known["num_attention_heads"]
     if head_dim is not None and heads > 0 and head_dim != known["hidden_size"] // heads:
-        raise ConfigError(f"{source}: head_dim is {head_dim!r}; supported is hidden_size / num_attention_heads.")
+        raise ConfigError(
+            f"{source}: head_dim is {head_dim!r}; supported is hidden_size / num_attention_heads."
+        )
     return known
 
 
@@ -311,7 +337,9 @@ def _check(config: ModelConfig) -> None:
     if config.hidden_size % config.num_attention_heads or config.head_dim % 2:
         refuse("num_attention_heads", "a divisor of hidden_size that leaves an even head_dim")
     if config.num_attention_heads % config.num_key_value_heads:
-        refuse("num_key_value_heads", f"a divisor of num_attention_heads {config.num_attention_heads}")
+        refuse(
+            "num_key_value_heads", f"a divisor of num_attention_heads {config.num_attention_heads}"
+        )
     if config.hidden_act != "silu":
         refuse("hidden_act", "'silu'")
     if config.torch_dtype not in DTYPES:
@@ -333,20 +361,32 @@ def _check_rope(config: ModelConfig) -> None:
         return
     kind = _rope_kind(scaling)
     if kind not in ("yarn", "mrope", "default"):
-        raise ConfigError(f"rope_scaling type {kind!r} is not supported.", "Supported are yarn and mrope.")
+        raise ConfigError(
+            f"rope_scaling type {kind!r} is not supported.", "Supported are yarn and mrope."
+        )
     if kind == "mrope":
         section = scaling.get("mrope_section")
-        whole = isinstance(section, list) and len(section) == 3
-        if not whole or sum(section) * 2 != config.head_dim:
-            raise ConfigError(f"rope_scaling.mrope_section {section!r} does not sum to half of head_dim.")
+        three = section if isinstance(section, list) and len(section) == 3 else []
+        whole = bool(three) and all(type(part) is int and part > 0 for part in three)
+        if not whole or sum(three) * 2 != config.head_dim:
+            raise ConfigError(
+                f"rope_scaling.mrope_section {section!r} does not sum to half of head_dim."
+            )
     if kind == "yarn":
         factor = scaling.get("factor")
-        if isinstance(factor, bool) or not isinstance(factor, (int, float)) or not 1 <= factor <= 1024:
-            raise ConfigError(f"rope_scaling.factor is {factor!r}; supported is a number from 1 to 1024.")
+        if (
+            isinstance(factor, bool)
+            or not isinstance(factor, (int, float))
+            or not 1 <= factor <= 1024
+        ):
+            raise ConfigError(
+                f"rope_scaling.factor is {factor!r}; supported is a number from 1 to 1024."
+            )
         original = scaling.get("original_max_position_embeddings", 1)
         if isinstance(original, bool) or not isinstance(original, int) or original < 1:
             raise ConfigError(
-                f"rope_scaling.original_max_position_embeddings is {original!r}; it is a positive integer."
+                f"rope_scaling.original_max_position_embeddings is {original!r}; "
+                "it is a positive integer."
             )
 
 
@@ -355,8 +395,9 @@ def _check_moe(config: ModelConfig) -> None:
     good = good and config.moe_intermediate_size > 0 and config.shared_expert_intermediate_size > 0
     if not good or config.decoder_sparse_step < 1:
         raise ConfigError(
-            f"The experts do not fit together: num_experts {config.num_experts}, num_experts_per_tok "
-            f"{config.num_experts_per_tok}, moe_intermediate_size {config.moe_intermediate_size}, "
+            f"The experts do not fit together: num_experts {config.num_experts}, "
+            f"num_experts_per_tok {config.num_experts_per_tok}, "
+            f"moe_intermediate_size {config.moe_intermediate_size}, "
             f"shared_expert_intermediate_size {config.shared_expert_intermediate_size}.",
             "All must be positive, and not more experts per token than there are.",
         )

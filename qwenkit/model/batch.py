@@ -1,4 +1,5 @@
-"""The batch that every forward takes: sequences laid end to end, no padding, no masks, no global context.
+"""The batch that every forward takes: sequences laid end to end, no padding, no masks, no global
+context.
 
 Legend: N tokens, S sequences, K key-value heads, D head dim, B blocks of T slots.
 """
@@ -39,7 +40,9 @@ class Batch:
     """(S + 1) int32: where each sequence starts, and N."""
     kv: PagedKV | None = None
     scaled: Tensor | None = None
-    """(N) bool: tokens of sequences that use the scaled RoPE frequencies (YaRN); None when none does."""
+    """(N) bool: tokens of sequences that use the scaled RoPE frequencies (YaRN); None when none
+    does.
+    """
 
     @classmethod
     def from_sequences(

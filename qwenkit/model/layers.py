@@ -1,4 +1,5 @@
-"""The parts of a block: norm, attention, dense MLP. Parameters are spelled as in the published files.
+"""The parts of a block: norm, attention, dense MLP. Parameters are spelled as in the published
+files.
 
 Legend: N tokens, H/K query/key-value heads, D head dim, C hidden, F ffn.
 """
@@ -51,7 +52,8 @@ class Attention(nn.Module):
             ops.store_kv(k, v, k_cache, v_cache, kv.slots)
             where = (kv.block_tables, kv.context_lens, batch.cu_seqlens)
             out = ops.paged_attention(q, k_cache, v_cache, *where, self.scale, self.window)
-        return self.o_proj(out.flatten(1))  # (N, C)
+        projected: Tensor = self.o_proj(out.flatten(1))
+        return projected  # (N, C)
 
 
 class MLP(nn.Module):
@@ -64,4 +66,5 @@ class MLP(nn.Module):
         self.down_proj = Linear(intermediate_size, hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(ops.swiglu(self.gate_proj(x), self.up_proj(x)))
+        out: Tensor = self.down_proj(ops.swiglu(self.gate_proj(x), self.up_proj(x)))
+        return out

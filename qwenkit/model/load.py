@@ -1,9 +1,10 @@
 """From a checkpoint directory to a model, and back.
 
-The model is built on the meta device (no memory), its names and shapes are held against the files' headers, and only
-then are tensors read, one at a time, into the wanted dtype and device. Strict: a missing, extra or misshapen tensor is
-an error that names it with what was expected and what was found. Tensors are private copies, so that a file replaced
-or truncated later cannot harm a running model.
+The model is built on the meta device (no memory), its names and shapes are held against the files'
+headers, and only then are tensors read, one at a time, into the wanted dtype and device. Strict: a
+missing, extra or misshapen tensor is an error that names it with what was expected and what was
+found. Tensors are private copies, so that a file replaced or truncated later cannot harm a running
+model.
 """
 
 from __future__ import annotations
@@ -38,8 +39,9 @@ def load_model(
 ) -> Qwen:
     """Load a checkpoint directory as published (config.json, safetensors single or sharded).
 
-    `dtype` "auto" takes the checkpoint's own, except float16, which overflows in this family and becomes float32 on the
-    CPU and bfloat16 on a GPU. `check_finite` reads every weight and refuses nan and inf, naming the tensor.
+    `dtype` "auto" takes the checkpoint's own, except float16, which overflows in this family and
+    becomes float32 on the CPU and bfloat16 on a GPU. `check_finite` reads every weight and refuses
+    nan and inf, naming the tensor.
     Errors: ConfigError, FormatError, CheckpointError.
     """
     config = ModelConfig.from_dir(path)
@@ -97,7 +99,7 @@ def resolve_dtype(
 
 
 def _match(model: Qwen, checkpoint: Checkpoint, config: ModelConfig, path: str) -> list[str]:
-    """Hold names, shapes and dtypes against the model; return the accepted aliases of tied tensors."""
+    """Hold names, shapes and dtypes against the model; return the aliases of tied tensors."""
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     found = set(checkpoint.keys())
     missing = sorted(expected.keys() - found)
@@ -127,10 +129,10 @@ def _few(names: list[str]) -> str:
     return ", ".join(names[:_SHOWN]) + more
 
 
-def init_model(
-    config: ModelConfig, seed: int = 0, dtype: torch.dtype = torch.float32
-) -> Qwen:
-    """A fresh model on the CPU: weights normal with initializer_range, biases 0, norms 1; drawn in name order."""
+def init_model(config: ModelConfig, seed: int = 0, dtype: torch.dtype = torch.float32) -> Qwen:
+    """A fresh model on the CPU: weights normal with initializer_range, biases 0, norms 1; drawn in
+    name order.
+    """
     model = empty_model(config).to_empty(device="cpu").to(dtype)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -152,9 +154,11 @@ def save_model(
     path: str | os.PathLike[str],
     dtype: torch.dtype | None = None,
 ) -> None:
-    """Write config.json and model.safetensors (sharded above 4.5 GB) as published checkpoints are laid out.
+    """Write config.json and model.safetensors (sharded above 4.5 GB) as published checkpoints are
+    laid out.
 
-    Each file appears whole or not at all; config.json comes last, so a directory that has one is complete.
+    Each file appears whole or not at all; config.json comes last, so a directory that has one is
+    complete.
     """
     path = Path(path)
     target = dtype or model.dtype

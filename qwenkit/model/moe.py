@@ -1,7 +1,8 @@
 """The sparse MLP of Qwen2-MoE: top-k routed experts plus one shared expert behind a sigmoid gate.
 
-The router's softmax is float32 over all experts; the chosen weights are renormalised only where the config says
-so (norm_topk_prob, false for 57B-A14B). Legend: N tokens, C hidden, E experts, k experts per token.
+The router's softmax is float32 over all experts; the chosen weights are renormalised only where the
+config says so (norm_topk_prob, false for 57B-A14B). Legend: N tokens, C hidden, E experts, k
+experts per token.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from qwenkit.model.linear import Linear
 
 
 class SparseMLP(nn.Module):
-    """x (N, C) → Σ over the top k of weight · expert(x) + sigmoid(shared gate) · shared expert(x)."""
+    """x (N, C) → Σ over the top k of weight · expert(x) + sigmoid(gate(x)) · shared expert(x)."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -32,7 +33,7 @@ class SparseMLP(nn.Module):
         weights, chosen = self.gate(x).softmax(-1, dtype=torch.float32).topk(self.top_k)  # (N, k)
         if self.renormalise:
             weights = weights / weights.sum(-1, keepdim=True)
-        out = self.shared_expert_gate(x).sigmoid() * self.shared_expert(x)
+        out: Tensor = self.shared_expert_gate(x).sigmoid() * self.shared_expert(x)
         for index in chosen.unique().tolist():
             rows, which = (chosen == index).nonzero(as_tuple=True)
             part = self.experts[index](x[rows]) * weights[rows, which, None].to(x.dtype)

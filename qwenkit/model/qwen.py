@@ -1,9 +1,11 @@
-"""The one model definition: Qwen2, Qwen2.5, Coder, Math and the MoE, for training, scoring and serving alike.
+"""The one model definition: Qwen2, Qwen2.5, Coder, Math and the MoE, for training, scoring and
+serving alike.
 
-`Qwen(config)` takes a ragged `Batch` and returns logits. With `batch.kv` it reads and writes a paged cache, without
-it attends within each sequence; packed training, prefill, decode and chunked prefill are this same forward. The loss,
-sampling and masking of unused vocabulary rows are elsewhere. The vision tower is not part of this release.
-Legend: N tokens, M selected rows, C hidden, V vocab rows.
+`Qwen(config)` takes a ragged `Batch` and returns logits. With `batch.kv` it reads and writes a
+paged cache, without it attends within each sequence; packed training, prefill, decode and chunked
+prefill are this same forward. The loss, sampling and masking of unused vocabulary rows are
+elsewhere. The vision tower is not part of this release. Legend: N tokens, M selected rows, C
+hidden, V vocab rows.
 """
 
 from __future__ import annotations
@@ -34,7 +36,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, batch: Batch) -> Tensor:
         x = x + self.self_attn(self.input_layernorm(x), cos, sin, batch)
-        return x + self.mlp(self.post_attention_layernorm(x))  # (N, C)
+        out: Tensor = x + self.mlp(self.post_attention_layernorm(x))
+        return out  # (N, C)
 
 
 class Decoder(nn.Module):
@@ -69,13 +72,15 @@ class Qwen(nn.Module):
         x = self.model.embed_tokens(batch.input_ids)
         for layer in self.model.layers:
             x = layer(x, cos, sin, batch)
-        return self.model.norm(x)
+        out: Tensor = self.model.norm(x)
+        return out
 
     def logits(self, x: Tensor) -> Tensor:
         """x (M, C) → (M, V) float32."""
         if self.lm_head is None:
             return ops.linear(x, self.model.embed_tokens.weight).float()
-        return self.lm_head(x).float()
+        out: Tensor = self.lm_head(x)
+        return out.float()
 
     @property
     def device(self) -> torch.device:

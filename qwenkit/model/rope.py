@@ -1,8 +1,10 @@
-"""Rotary position embedding (Su 2021, arXiv 2104.09864) on three axes, with YaRN (Peng 2023, arXiv 2309.00071).
+"""Rotary position embedding (Su 2021, arXiv 2104.09864) on three axes, with YaRN (Peng 2023, arXiv
+2309.00071).
 
-Text has three equal position rows, so the multimodal form of Qwen2-VL (arXiv 2409.12191, section 2.1) is the only
-one. YaRN is chosen for each token by `scaled`: a request that fits into the original context is left as it was
-trained, one that does not gets the scaled frequencies. Legend: N tokens, D head dim.
+Text has three equal position rows, so the multimodal form of Qwen2-VL (arXiv 2409.12191, section
+2.1) is the only one. YaRN is chosen for each token by `scaled`: a request that fits into the
+original context is left as it was trained, one that does not gets the scaled frequencies. Legend: N
+tokens, D head dim.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ def plain_frequencies(config: ModelConfig) -> Tensor:
 
 
 def yarn_frequencies(config: ModelConfig) -> tuple[Tensor, float]:
-    """(D/2) float32 and the factor for cos and sin. Only for a config whose rope_scaling is yarn."""
+    """(D/2) float32 and the factor for cos and sin, for a config whose rope_scaling is yarn."""
     scaling = config.yarn
     assert scaling is not None
     d, factor, length = config.head_dim, float(scaling["factor"]), config.original_context_length

@@ -9,19 +9,20 @@ B blocks of T slots in the paged cache. Sequences lie end to end (ragged), witho
 | `rms_norm` | x (…, C), weight (C), eps | like x; the mean of squares in float32 |
 | `swiglu` | gate (N, F), up (N, F) | silu(gate) · up |
 | `rope` | x (N, H, D), cos and sin (N, D/2) float32 | like x, halves rotated |
-| `attention` | q (N, H, D), k and v (N, K, D), cu_seqlens (S+1), scale, window | (N, H, D), causal in each sequence |
-| `paged_attention` | q (N, H, D), caches (B, T, K, D), block_tables (S, ·), context_lens (S), cu_seqlens | (N, H, D) |
-| `store_kv` | k and v (N, K, D), caches (B, T, K, D), slots (N): block · T + offset | None, writes the caches |
-| `token_logprobs` | logits (N, V), targets (N) | (N) float32, log-probability of each target |
-| `sample` | logits (S, V) float32; temperature, top_k, top_p, min_p, uniform, each (S) | (S) int64 token ids |
+| `attention` | q (N, H, D), k and v (N, K, D), cu_seqlens (S+1), scale, window | (N, H, D) |
+| `paged_attention` | q, two caches (B, T, K, D), block_tables, context_lens (S) | (N, H, D) |
+| `store_kv` | k and v (N, K, D), two caches, slots (N): block · T + offset | writes the caches |
+| `token_logprobs` | logits (N, V), targets (N) | (N) float32 |
+| `sample` | logits (S, V) float32; five rows of options (S) | (S) int64 token ids |
 
-In `paged_attention` the queries are the last positions of their sequence: query i of a sequence with n queries
-stands at `context_lens - n + i`, and its keys are already stored. A window of w lets a query see itself and the
-w − 1 tokens before it. `sample` takes temperature 0 as greedy, top_k 0 as no limit, and draws by inverting the
-cumulative distribution at `uniform` in [0, 1): the same number gives the same token whoever else is in the batch.
+`paged_attention` also takes `cu_seqlens`, scale and window. Its queries are the last positions of
+their sequence: query i of a sequence with n queries stands at `context_lens - n + i`, and its keys are already stored. A window of w lets
+a query see itself and the w − 1 tokens before it. `sample` takes temperature 0 as greedy, top_k 0
+as no limit, and draws by inverting the cumulative distribution at `uniform` in [0, 1): the same
+number gives the same token whoever else is in the batch.
 
-The body is chosen by device and availability and logged once. `QWENKIT_OPS=reference` forces the oracle. A kernel
-without a backward is passed over when gradients are needed.
+The body is chosen by device and availability and logged once. `QWENKIT_OPS=reference` forces the
+oracle. A kernel without a backward is passed over when gradients are needed.
 """
 
 from __future__ import annotations
@@ -66,7 +67,8 @@ _log = logging.getLogger("qwenkit.ops")
 
 @functools.cache
 def backend() -> str:
-    """The bodies in use: "cpu" (C++ where it exists), "torch" (no C++ part) or "reference". Decided once.
+    """The bodies in use: "cpu" (C++ where it exists), "torch" (no C++ part) or "reference". Decided
+    once.
 
     Errors: OptionError when QWENKIT_OPS names no backend, or one that is not built.
     """
@@ -88,7 +90,7 @@ def backend() -> str:
 def attention(
     q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, scale: float, window: int | None = None
 ) -> Tensor:
-    """Causal attention within each sequence (Vaswani 2017, arXiv 1706.03762), grouped-query heads."""
+    """Causal grouped-query attention within each sequence (Vaswani 2017, arXiv 1706.03762)."""
     needs_grad = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad)
     if needs_grad and window is None and backend() != "reference":
         return grouped.attention(q, k, v, cu_seqlens, scale)

@@ -1,9 +1,11 @@
-"""Attention of many short sequences at once, with a backward: what packed training spends its time in.
+"""Attention of many short sequences at once, with a backward: what packed training spends its time
+in.
 
-Sequences of similar length are padded at their end and multiplied as one batch. Causality makes that exact without
-a padding mask: a key beyond a sequence's end is seen only by queries beyond it, and those are thrown away. The
-probabilities are computed again in the backward, so memory stays linear in N.
-Legend: N tokens, H/K query/key-value heads, G = H/K, D head dim, b sequences of padded length L.
+Sequences of similar length are padded at their end and multiplied as one batch. Causality makes
+that exact without a padding mask: a key beyond a sequence's end is seen only by queries beyond it,
+and those are thrown away. The probabilities are computed again in the backward, so memory stays
+linear in N. Legend: N tokens, H/K query/key-value heads, G = H/K, D head dim, b sequences of padded
+length L.
 """
 
 from __future__ import annotations
@@ -18,17 +20,17 @@ STEP = 32
 
 def attention(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, scale: float) -> Tensor:
     """q (N, H, D), k and v (N, K, D) → (N, H, D); causal within each sequence."""
-    out: Tensor = _Attention.apply(q, k, v, groups(cu_seqlens), scale)
+    out: Tensor = _Attention.apply(q, k, v, groups(cu_seqlens), scale)  # type: ignore[no-untyped-call]
     return out
 
 
 def groups(cu_seqlens: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """For each padded length: token index (b, L), clamped to the last token, and validity (b, L)."""
+    """For each padded length: token index (b, L), clamped to the last one, and validity (b, L)."""
     bounds = cu_seqlens.long().cpu()
     lengths = bounds[1:] - bounds[:-1]
     padded = (lengths + STEP - 1) // STEP * STEP
     out = []
-    for length in padded.unique().tolist():
+    for length in sorted(set(padded.tolist())):
         if length == 0:
             continue
         members = padded == length
@@ -84,7 +86,9 @@ class _Attention(torch.autograd.Function):
         for index, valid in ctx.parts:  # type: ignore[attr-defined]
             qs, ks, vs = _gather(q, index), _gather(k, index), _gather(v, index)
             live = valid[:, :, None, None].to(grad.dtype)
-            go = (grad[index] * live).transpose(1, 2).reshape(len(index), k.shape[1], -1, q.shape[2])
+            go = (
+                (grad[index] * live).transpose(1, 2).reshape(len(index), k.shape[1], -1, q.shape[2])
+            )
             os = _gather(out, index).view_as(go)
             p = _probabilities(qs, ks, scale)  # (b, K, G·L, L)
             ds = go @ vs.transpose(-1, -2)

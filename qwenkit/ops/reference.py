@@ -152,7 +152,7 @@ def sample(
     warm = temperature > 0
     # One pass for each top_k in use: a row's token depends on its own numbers alone, even among
     # equal logits.
-    for limit in top_k[warm].unique().tolist():
+    for limit in sorted(set(top_k[warm].tolist())):
         rows = (warm & (top_k == limit)).nonzero()[:, 0]
         filters = (x[rows, None] for x in (temperature, top_p, min_p, uniform))
         chosen[rows] = _draw(logits[rows], limit, *filters)

@@ -90,13 +90,14 @@ TEXT: dict[str, dict[str, str]] = {
         "about_base": (
             "**A small demonstration model.** {name} has {parameters} parameters. It is there so "
             "that qwenkit can be tried, tested and taught on a machine without a network and "
-            "without a GPU. This is the base model: it goes on with text and does not follow instructions."
+            "without a GPU. This is the base model: it goes on with text and does not follow "
+            "instructions."
         ),
         "about_instruct": (
             "**A small demonstration model.** {name} has {parameters} parameters. It is there so "
             "that qwenkit can be tried, tested and taught on a machine without a network and "
-            "without a GPU. It speaks English and Chinese and has the few skills of the table below. It is "
-            "not a general assistant."
+            "without a GPU. It speaks English and Chinese and has the few skills of the table "
+            "below. It is not a general assistant."
         ),
         "limits_title": "## Limits",
         "limits": (

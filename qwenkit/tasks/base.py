@@ -1,11 +1,12 @@
 """A task makes examples and scores answers; the same object trains and evaluates.
 
-An `Example` is either a chat (`messages`, the last one is the assistant's, with optional `tools`) or a raw
-completion (`prompt` → `completion`, special tokens in them are meant). A `Task` draws examples from a
-`random.Random`, so a seed names a data set, and decides whether an output is right.
+An `Example` is either a chat (`messages`, the last one is the assistant's, with optional `tools`)
+or a raw completion (`prompt` → `completion`, special tokens in them are meant). A `Task` draws
+examples from a `random.Random`, so a seed names a data set, and decides whether an output is right.
 
-The held-out split is a property of the example and not of the seed: `is_held_out` hashes what the model is asked.
-Training skips those examples, evaluation uses only those, so no question can be in both.
+The held-out split is a property of the example and not of the seed: `is_held_out` hashes what the
+model is asked. Training skips those examples, evaluation uses only those, so no question can be in
+both.
 """
 
 from __future__ import annotations
@@ -56,8 +57,10 @@ class Task(Protocol):
         ...
 
     def score(self, example: Example, answer: dict[str, Any]) -> bool:
-        """Whether `answer` is exactly right. `answer` is an assistant message: `content` (str, "" if none) and
-        optional `tool_calls` ([{"function": {"name": str, "arguments": dict}}]); a raw completion has `content`."""
+        """Whether `answer` is exactly right. `answer` is an assistant message: `content` (str, ""
+        if none) and optional `tool_calls` ([{"function": {"name": str, "arguments": dict}}]); a raw
+        completion has `content`.
+        """
         ...
 
 

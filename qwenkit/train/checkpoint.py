@@ -84,12 +84,11 @@ def save_checkpoint(
     Errors: TrainError (full disk, permissions) with nothing left behind and older checkpoints
     untouched.
     """
-    root.mkdir(parents=True, exist_ok=True)
     target = root / f"step-{step:08d}"
     temporary = root / f".tmp-{target.name}"
-    shutil.rmtree(temporary, ignore_errors=True)
     try:
-        temporary.mkdir()
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
         for name, tensors in groups.items():
             save_file(tensors, temporary / f"{name}.safetensors")
         write_json(temporary / STATE, {"format": FORMAT, "step": step, **state})

@@ -132,7 +132,7 @@ def train(trainer: Trainer) -> None:
                 save(trainer)
                 raise TrainInterrupted(signals.received, run.step, str(trainer.root))
         save(trainer)
-        if trainer.held_back is not None:
+        if trainer.held_back is not None and (not options.eval_steps or total % options.eval_steps):
             report.validation(validate(trainer))
 
 

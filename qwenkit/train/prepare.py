@@ -11,6 +11,7 @@ import json
 import logging
 import multiprocessing
 import os
+import random
 import shutil
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,8 @@ def run_training(
             len(trainer.loader.bins(0)),
         )
         write_resolved(options, output)
+        torch.manual_seed(options.seed)  # nothing here draws from the global states, a method may
+        random.seed(options.seed)
         train(trainer)
         return publish(model, tokenizer_dir, output / "model", generation)
 

@@ -46,7 +46,7 @@ SKIPPED_FOLDERS = {
     "_bundled",
 }
 SKIPPED_FOLDERS |= {"encodings", "pydoc_data", "lib2to3", "idlelib", "turtledemo"}
-_KEY = re.compile(r"\s+(tokens|rows|weight|fim|seed)=(\S+)$")
+_KEY = re.compile(r"(?:^|\s+)(tokens|rows|weight|fim|seed)=(\S+)$")
 _SCALE = {"k": 1_000, "m": 1_000_000, "b": 1_000_000_000}
 
 

@@ -36,7 +36,8 @@ from qwenkit.train.sources import Source, is_endless, read_rows
 Kind = Literal["pretrain", "sft"]
 END = "<|endoftext|>"
 FIM_SPECIALS = ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>")
-FIM_CHARS_PER_TOKEN = 2
+FIM_ROOM = 8
+"""Tokens kept free for the special ones and for words that a cut tears apart."""
 _log = logging.getLogger("qwenkit.train")
 
 
@@ -127,24 +128,29 @@ class Encoder:
         return [_learn_all(self._fim_or_plain(part, fim, rng)) for part in self._cut_lines(text)]
 
     def _fim_or_plain(self, text: str, fim: float, rng: random.Random) -> list[int]:
+        """One piece of text, with probability `fim` rearranged; as it is where that would be too
+        long."""
         encode, end = self.tokenizer.encode, self._special(END)
-        if rng.random() >= fim:
-            return [*encode(text), end]
+        chosen = rng.random() < fim
         first, second = sorted(rng.randrange(len(text) + 1) for _ in range(2))
-        prefix, suffix, middle = (self._special(token) for token in FIM_SPECIALS)
-        head, tail = encode(text[:first]), encode(text[second:])
-        return [prefix, *head, suffix, *tail, middle, *encode(text[first:second]), end]
+        if chosen:
+            prefix, suffix, middle = (self._special(token) for token in FIM_SPECIALS)
+            head, tail = encode(text[:first]), encode(text[second:])
+            ids = [prefix, *head, suffix, *tail, middle, *encode(text[first:second]), end]
+            if len(ids) <= self.max_seq_len:
+                return ids
+        return [*encode(text), end]
 
     def _cut_lines(self, text: str) -> Iterator[str]:
-        """Pieces of whole lines, short enough that nearly all fit into max_seq_len with the special
-        tokens.
-        """
-        limit, piece = self.max_seq_len * FIM_CHARS_PER_TOKEN, ""
+        """Pieces of whole lines that fit into max_seq_len, with a little room for rearranging."""
+        limit, piece, size = self.max_seq_len - FIM_ROOM, "", 0
         for line in text.splitlines(keepends=True):
-            if piece and len(piece) + len(line) > limit:
+            length = len(self.tokenizer.encode(line))
+            if piece and size + length > limit:
                 yield piece
-                piece = ""
+                piece, size = "", 0
             piece += line
+            size += length
         if piece:
             yield piece
 

@@ -40,7 +40,7 @@ class Result:
 
 
 class Oracle:
-    """A model that knows the held-out answers, and answers every `wrong_every`-th question wrong."""
+    """Knows the held-out answers, and answers every `wrong_every`-th question wrong."""
 
     name = "oracle"
     path: Path | None = None

@@ -1,4 +1,6 @@
-"""The model against `transformers` with random float32 weights, and against itself in every way of batching."""
+"""The model against `transformers` with random float32 weights, and against itself in every way of
+batching.
+"""
 
 from __future__ import annotations
 

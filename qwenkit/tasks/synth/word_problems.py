@@ -2,9 +2,9 @@
 
 A problem is a template over one of `KINDS`: the kind draws numbers and names the intermediate
 results, the template tells the story and places the equations. Sums and differences of two-digit
-numbers are first worked out digit by digit, a line each, before the sentence states them. All results are whole, positive and
-below 200; nothing in the text is a distraction. Not covered: fractions, conversion of units, more
-than two steps.
+numbers are first worked out digit by digit, a line each, before the sentence states them. All
+results are whole, positive and below 200; nothing in the text is a distraction. Not covered:
+fractions, conversion of units, more than two steps.
 """
 
 from __future__ import annotations
@@ -123,7 +123,9 @@ class WordProblems(NumberSkill):
 
 
 def work(equations: Collection[str], lang: str) -> list[str]:
-    """A line for each sum or difference that has a number of two digits: its digits, then its result."""
+    """A line for each sum or difference that has a number of two digits: its digits, then its
+    result.
+    """
     lines = []
     for equation in equations:
         task, result = equation.split("=")
