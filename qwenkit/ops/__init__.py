@@ -16,10 +16,11 @@ B blocks of T slots in the paged cache. Sequences lie end to end (ragged), witho
 | `sample` | logits (S, V) float32; five rows of options (S) | (S) int64 token ids |
 
 `paged_attention` also takes `cu_seqlens`, scale and window. Its queries are the last positions of
-their sequence: query i of a sequence with n queries stands at `context_lens - n + i`, and its keys are already stored. A window of w lets
-a query see itself and the w − 1 tokens before it. `sample` takes temperature 0 as greedy, top_k 0
-as no limit, and draws by inverting the cumulative distribution at `uniform` in [0, 1): the same
-number gives the same token whoever else is in the batch.
+their sequence: query i of a sequence with n queries stands at `context_lens - n + i`, and its keys
+are already stored. A window of w lets a query see itself and the w − 1 tokens before it. `sample`
+takes temperature 0 as greedy, top_k 0 as no limit, and draws by inverting the cumulative
+distribution at `uniform` in [0, 1): the same number gives the same token whoever else is in the
+batch.
 
 The body is chosen by device and availability and logged once. `QWENKIT_OPS=reference` forces the
 oracle. A kernel without a backward is passed over when gradients are needed.
