@@ -120,4 +120,4 @@ def test_tool_round_trip(llm: LLM) -> None:
         temperature=0,
     )  # fmt: skip
     assert answer.tool_calls is not None
-    assert [call["function"]["name"] for call in answer.tool_calls] == ["get_weather"]
+    assert [call.name for call in answer.tool_calls] == ["get_weather"]

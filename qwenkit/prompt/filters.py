@@ -174,7 +174,7 @@ FILTERS: dict[str, Callable[..., Any]] = {
     "join": _filter_join,
     "replace": _filter_replace,
     "round": _round,
-    "slice": _small(jinja_filters.do_slice),
+    "slice": _small(jinja_filters.sync_do_slice),
     "string": _string,
     "sum": _sum,
     "tojson": _tojson,

@@ -38,7 +38,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from qwenkit.errors import RequestError, TemplateError
 from qwenkit.prompt.budget import ACTIVE, BoundError, Budget
 from qwenkit.prompt.filters import FILTERS, join_texts, replace_text
-from qwenkit.prompt.rewrite import GenerationTag, Rewriter, check_brackets
+from qwenkit.prompt.rewrite import RESERVED, GenerationTag, Rewriter, check_brackets
 
 LIMIT_SOURCE = 1 << 17
 LIMIT_BITS = 10_000
@@ -243,6 +243,8 @@ class Sandbox(ImmutableSandboxedEnvironment):
         token = ACTIVE.set(Budget(len(source), 0))
         try:
             check_brackets(source)
+            if RESERVED.search(source):
+                raise SecurityError("it contains noncharacters of Unicode")
             tree = Rewriter(mark).visit(self.parse(source))
             template = jinja2.Template.from_code(self, self.compile(tree), self.make_globals(None))
         except Exception as error:  # a template is foreign code: whatever it breaks is its fault

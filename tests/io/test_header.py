@@ -329,7 +329,8 @@ def nearly_valid(draw: st.DrawFn) -> bytes:
     for _ in range(draw(st.integers(0, 2))):
         kind = draw(st.sampled_from(["entry", "offset", "shape", "dtype", "metadata", "data"]))
         name = draw(st.sampled_from(sorted(entries))) if entries else "new"
-        if kind == "entry" or "shape" not in (entries.get(name) or {}):
+        whole = entries.get(name)
+        if kind == "entry" or not isinstance(whole, dict) or "shape" not in whole:
             entries[name] = draw(LOOSE)
         elif kind == "metadata":
             entries["__metadata__"] = draw(

@@ -39,7 +39,7 @@ SSTI = {
     "built name": "{% set c = '__cl' ~ 'ass__' %}{{ ''[c] }}",
     "attr filter": "{{ ''|attr('__class__') }}",
     "map attribute": "{{ (messages|map(attribute='__class__')|list)[0].x }}",
-    "groupby": "{{ messages|groupby('__class__') }}",
+    "groupby": "{{ (messages|groupby('__class__'))[0][0].__mro__ }}",
     "self": "{{ self._TemplateReference__context }}",
     "format": "{{ '{0.__class__}'.format(1) }}",
     "format_map": "{{ '{x.__class__}'.format_map({'x': 1}) }}",

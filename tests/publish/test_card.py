@@ -71,7 +71,7 @@ def test_both_cards_hold_the_measured_numbers_and_no_others(model: Path) -> None
     assert paths == [model / "README.md", model / "README.zh.md"]
     for path, title in zip(paths, ("Arithmetic with steps", "分步计算"), strict=True):
         text = path.read_text(encoding="utf-8")
-        line = next(line for line in text.splitlines() if title in line)
+        line = next(line for line in text.splitlines() if title in line and line.startswith("|"))
         assert "98.5 % (197/200; 96.5–99.5)" in line and "96.5 % (193/200; 94.5–97.5)" in line
         assert "| new | 2.5 % (5/200; 0.5–3.5) | – |" in text
         assert "2026-01-02" in text and "0.1.0" in text and "2.13.0" in text and "7" in text
