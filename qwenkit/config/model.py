@@ -361,17 +361,13 @@ def _check_rope(config: ModelConfig) -> None:
         return
     kind = _rope_kind(scaling)
     if kind not in ("yarn", "mrope", "default"):
-        raise ConfigError(
-            f"rope_scaling type {kind!r} is not supported.", "Supported are yarn and mrope."
-        )
+        raise ConfigError(f"rope_scaling type {kind!r} is unsupported.", "Use yarn or mrope.")
     if kind == "mrope":
         section = scaling.get("mrope_section")
         three = section if isinstance(section, list) and len(section) == 3 else []
         whole = bool(three) and all(type(part) is int and part > 0 for part in three)
         if not whole or sum(three) * 2 != config.head_dim:
-            raise ConfigError(
-                f"rope_scaling.mrope_section {section!r} does not sum to half of head_dim."
-            )
+            raise ConfigError(f"rope_scaling.mrope_section {section!r} is not half of head_dim.")
     if kind == "yarn":
         factor = scaling.get("factor")
         if (
