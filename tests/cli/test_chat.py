@@ -5,12 +5,8 @@ from __future__ import annotations
 import io
 import json
 import os
-import pty
-import select
 import signal
 import stat
-import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -198,45 +194,3 @@ def test_the_history_is_private(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         assert _reader()("> ") == "first\nsecond"
     file = tmp_path / "qwenkit" / "history"
     assert "+first" in file.read_text() and stat.S_IMODE(file.stat().st_mode) == 0o600
-
-
-def test_a_real_terminal(checkpoint: Path, tmp_path: Path) -> None:
-    """The whole program on a pseudo-terminal: prompt, streamed answer, /set, end of input."""
-    pid, terminal = pty.fork()
-    if pid == 0:
-        os.environ |= {"TERM": "xterm", "XDG_DATA_HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-m", "qwenkit", "chat", str(checkpoint), "--max-tokens", "8"]
-        os.execv(sys.executable, command)
-    seen = b""
-
-    def wait_for(words: bytes, seconds: float = 200) -> None:
-        nonlocal seen
-        end = time.monotonic() + seconds
-        while words not in seen:
-            ready, _, _ = select.select([terminal], [], [], max(end - time.monotonic(), 0))
-            assert ready, seen[-500:].decode(errors="replace")
-            news = os.read(terminal, 65536)
-            seen += news
-            if b"\x1b[6n" in news:  # where is the cursor?
-                os.write(terminal, b"\x1b[1;1R")
-
-    try:
-        wait_for(b"512 tokens of context")
-        wait_for(b"> ")
-        os.write(terminal, b"hello\r")
-        wait_for(b"ends at the token limit")
-        seen = b""
-        wait_for(b"> ")
-        os.write(terminal, b"/set seed 4\r")
-        wait_for(b"seed = 4")
-        seen = b""
-        wait_for(b"> ")
-        os.write(terminal, b"\x04")
-        wait_for(b"next: qwenkit run")
-        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-        pid = 0
-    finally:
-        if pid:
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
-        os.close(terminal)
