@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from qwenkit import ops
 from qwenkit.config import ModelConfig
 from qwenkit.errors import CheckpointError, ConfigError
 from qwenkit.io.safetensors import Checkpoint, save_file, save_sharded
@@ -39,9 +40,9 @@ def load_model(
 ) -> Qwen:
     """Load a checkpoint directory as published (config.json, safetensors single or sharded).
 
-    `dtype` "auto" takes the checkpoint's own, except float16, which overflows in this family and
-    becomes float32 on the CPU and bfloat16 on a GPU. `check_finite` reads every weight and refuses
-    nan and inf, naming the tensor.
+    `dtype` "auto" takes the checkpoint's own, with two exceptions: float16 overflows in this family
+    and runs as bfloat16, and bfloat16 runs as float32 on a CPU that has no instructions for it.
+    `check_finite` reads every weight and refuses nan and inf, naming the tensor.
     Errors: ConfigError, FormatError, CheckpointError.
     """
     config = ModelConfig.from_dir(path)
@@ -87,10 +88,14 @@ def resolve_dtype(
         return dtype
     if dtype == "auto":
         own = DTYPES[config.torch_dtype]
+        if own is torch.float32:
+            return own
+        ours = torch.bfloat16 if ops.native_bfloat16(device) else torch.float32
         if own is torch.float16:
-            own = torch.float32 if device.type == "cpu" else torch.bfloat16
-            _log.warning("float16 overflows in this family; running in %s", own)
-        return own
+            _log.warning("float16 overflows in this family; running in %s", ours)
+        elif own is not ours:
+            _log.info("this machine has no bfloat16 instructions; running in %s", ours)
+        return ours
     names = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
     name = names.get(dtype, dtype)
     if name not in DTYPES:

@@ -53,6 +53,7 @@ __all__ = [
     "attention",
     "backend",
     "linear",
+    "native_bfloat16",
     "paged_attention",
     "rms_norm",
     "rope",
@@ -86,6 +87,20 @@ def backend() -> str:
         chosen = wanted
     _log.info("ops on the CPU: %s", chosen)
     return chosen
+
+
+@functools.cache
+def native_bfloat16(device: torch.device) -> bool:
+    """Whether the device multiplies bfloat16 matrices at least as fast as float32 ones.
+
+    PyTorch computes bfloat16 on any CPU, but without instructions for it a product takes fifty
+    times as long as in float32.
+    """
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return False
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def attention(

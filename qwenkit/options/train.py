@@ -70,8 +70,10 @@ class TrainOptions(Options):
     max_bad_steps: int = opt(
         10, "steps with NaN or infinity in a row that end the run", ge=1, group="optimiser"
     )
-    dtype: Literal["bf16", "fp32"] = opt(
-        "bf16", "forward and backward; master weights are fp32", group="machine"
+    dtype: Literal["auto", "bf16", "fp32"] = opt(
+        "auto",
+        "of forward and backward (auto: bf16 where the machine has it); master weights are fp32",
+        group="machine",
     )
     device: str = opt("auto", "auto, cpu, cuda or cuda:N", metavar="NAME", group="machine")
     threads: int | None = opt(

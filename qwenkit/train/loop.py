@@ -33,6 +33,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from qwenkit import ops
 from qwenkit.errors import OutOfMemoryError, TrainError, TrainInterrupted
 from qwenkit.model.qwen import Qwen
 from qwenkit.options.train import TrainOptions
@@ -137,10 +138,12 @@ def train(trainer: Trainer) -> None:
 
 
 def autocast(options: TrainOptions, device: torch.device) -> torch.autocast:
-    """Forward arithmetic in bfloat16 where asked for; weights, gradients and optimiser stay
-    float32.
+    """Forward arithmetic in bfloat16 if asked for, or ("auto") if the device has it; weights,
+    gradients and optimiser stay float32.
     """
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=options.dtype == "bf16")
+    native = options.dtype == "auto" and ops.native_bfloat16(device)
+    wanted = native or options.dtype == "bf16"
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=wanted)
 
 
 def next_micros(loader: Loader, options: TrainOptions) -> list[MicroBatch]:

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 import qwenkit.tasks
+from qwenkit import ops
 from qwenkit.errors import DataError, OptionError, TokenizerError, TrainError
 from qwenkit.model.load import save_model
 from qwenkit.model.qwen import Qwen
@@ -273,6 +274,7 @@ def fingerprint(
         "torch": torch.__version__,
         "threads in use": torch.get_num_threads(),
         "device in use": name,
+        "native bfloat16": ops.native_bfloat16(device),
     }
 
 

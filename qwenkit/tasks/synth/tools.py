@@ -1,9 +1,9 @@
-"""Two skills: `tool_call` makes one right call out of 1–4 offered tools, `tool_answer` tells its
-result in a sentence.
+"""Three skills: `tool_call` makes one right call out of 1–4 offered tools, `tool_none` says that
+none of them fits, `tool_answer` tells a call's result in a sentence.
 
 A request names every argument word for word; the schema names the parameters, in variants, so both
-have to be read. One `tool_call` example in ten offers no tool that fits, and the right answer is
-then `NO_TOOL`. A `tool_answer` example is a whole conversation of one to three rounds, calls
+have to be read. One `tool_call` example in ten, and every `tool_none` example, offers no tool that
+fits, and the right answer is then `NO_TOOL`. A `tool_answer` example is a whole conversation of one to three rounds, calls
 included, so training on it also trains the call; one in twenty results is an error. Not covered:
 several calls in one turn, calls without a request, results that are not a JSON object.
 """
@@ -134,9 +134,10 @@ class ToolCall:
     """User request and offered tools → exactly one call, or `NO_TOOL`."""
 
     name = "tool_call"
+    unfit_share = UNFIT_SHARE
 
     def sample(self, rng: random.Random, lang: str) -> Example:
-        tool, offer = draw_offer(rng, lang, (3, 3, 2, 2), fits=rng.random() >= UNFIT_SHARE)
+        tool, offer = draw_offer(rng, lang, (3, 3, 2, 2), fits=rng.random() >= self.unfit_share)
         ask = draw_ask(rng, lang, tool, offer)
         messages = [ask.user(), ask.assistant(lang)]
         return Example(self.name, lang, messages=messages, tools=offer.tools)
@@ -148,6 +149,13 @@ class ToolCall:
         if str(answer.get("content") or "").strip() != gold["content"]:
             return False
         return same_json(_calls(answer), _calls(gold))
+
+
+class ToolNone(ToolCall):
+    """User request and offered tools, none of which can serve it → `NO_TOOL`."""
+
+    name = "tool_none"
+    unfit_share = 1.0
 
 
 def _calls(message: dict[str, Any]) -> list[list[Any]]:
