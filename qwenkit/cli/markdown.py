@@ -36,6 +36,19 @@ def split_finished(text: str) -> int:
     return end
 
 
+def as_written(text: str) -> Markdown:
+    """Markdown whose single line breaks stay.
+
+    Models write the steps of a sum on lines of their own; strict Markdown runs them together.
+    """
+    markdown = Markdown(text)
+    for token in markdown.parsed:
+        for child in token.children or ():
+            if child.type == "softbreak":
+                child.type = "hardbreak"
+    return markdown
+
+
 class _Tail:
     """The end of a block that may be longer than the screen."""
 
@@ -43,7 +56,7 @@ class _Tail:
         self.text = text
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        lines = console.render_lines(Markdown(self.text), options, pad=False)
+        lines = console.render_lines(as_written(self.text), options, pad=False)
         for line in lines[-max(console.height - 2, 1) :]:
             yield from line
             yield Segment.line()
@@ -82,4 +95,4 @@ class MarkdownStream:
 
     def _print(self, text: str) -> None:
         if text.strip():
-            self._console.print(Markdown(text.strip("\n")))
+            self._console.print(as_written(text.strip("\n")))

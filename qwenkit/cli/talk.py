@@ -71,8 +71,7 @@ class Talk:
 
 
 def until_ctrl_c(pieces: Iterator[T]) -> Iterator[T]:
-    """The pieces, up to a Ctrl-C, which ends them and nothing else; the stream is closed at the
-    end.
+    """The pieces, up to a Ctrl-C, which ends them and nothing else; then the stream is closed.
 
     While a piece is awaited Ctrl-C breaks the wait; while one is drawn, it takes effect after that.
     """

@@ -31,16 +31,22 @@ MAX_TOKENS = 1 << 24
 class SamplingParams:
     """How one completion is drawn.
 
-    Ranges (both ends included unless said otherwise); RequestError names the parameter that is
-    outside:
-        max_tokens 1 … 2**24. min_tokens 0 … max_tokens: before it, stop ids cannot be drawn.
-        temperature 0 … 100, 0 (and anything below 1e-5) is greedy. top_k ≥ 1, or 0 or -1 for off.
-        top_p above 0 … 1. min_p 0 … 1. repetition_penalty 0.01 … 100, over prompt and output (arXiv
-        1909.05858, as Transformers has it). presence_penalty, frequency_penalty -2 … 2, over the
-        output (OpenAI's definition). seed -2**63 … 2**63 - 1; the same seed draws the same random
-        numbers whatever else is in the batch. logit_bias {token id: -100 … 100}, at most 1024
-        entries. stop_token_ids: at most 64. logprobs: None, or 0 … 20 most likely tokens beside the
-        drawn one's own log-probability.
+    Ranges, both ends included unless said otherwise; RequestError names the parameter outside:
+
+        max_tokens           1 … 2**24
+        min_tokens           0 … max_tokens; before it, stop ids cannot be drawn
+        temperature          0 … 100; 0 (and anything below 1e-5) is greedy
+        top_k                1 and more; 0 or -1 is off
+        top_p                above 0 … 1
+        min_p                0 … 1
+        repetition_penalty   0.01 … 100, over prompt and output (arXiv 1909.05858, as Transformers)
+        presence_penalty     -2 … 2, over the output (OpenAI's definition)
+        frequency_penalty    -2 … 2, over the output (OpenAI's definition)
+        seed                 -2**63 … 2**63 - 1; the same seed draws the same random numbers
+                             whatever else is in the batch
+        logit_bias           {token id: -100 … 100}, at most 1024 entries
+        stop_token_ids       at most 64
+        logprobs             None, or 0 … 20 most likely tokens beside the drawn one's own
     """
 
     max_tokens: int = 128

@@ -1,9 +1,8 @@
-"""From a model's name to a directory with its files: a folder, an embedded model, a cache, or a
-download.
+"""From a model's name to a directory: a folder, an embedded model, a cache, or a download.
 
-    path = resolve("Qwen/Qwen2.5-0.5B-Instruct")            # cache, else Hugging Face, else
-    ModelScope path = resolve("Qwen/Qwen2.5-0.5B-Instruct@main", source="modelscope") path =
-    resolve("tiny-instruct")                         # shipped with qwenkit
+    path = resolve("tiny-instruct")  # shipped with qwenkit
+    path = resolve("Qwen/Qwen2.5-0.5B-Instruct")  # cache, else Hugging Face, else ModelScope
+    path = resolve("Qwen/Qwen2.5-0.5B-Instruct@main", source="modelscope")
 
 How a name is read, in this order: `tiny` and `tiny-instruct` are the embedded models (write
 `./tiny` for a folder); an existing folder is a local model and must have a config.json; anything

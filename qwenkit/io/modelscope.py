@@ -1,8 +1,7 @@
 """ModelScope: its cache, in the layout of the `modelscope` client, and its HTTP protocol.
 
-    $MODELSCOPE_CACHE/models/ORG--NAME/snapshots/<revision>/<file>      written and read
-    $MODELSCOPE_CACHE/[hub/]models/ORG/NAME/<file>                      read only: clients up to
-    1.37 (. in NAME is ___)
+    $MODELSCOPE_CACHE/models/ORG--NAME/snapshots/<revision>/<file>   written and read
+    $MODELSCOPE_CACHE/[hub/]models/ORG/NAME/<file>   read only: clients up to 1.37; . is ___
 
 The default cache is ~/.cache/modelscope. The listing gives sizes and SHA-256 digests; each file is
 verified. A revision is a moving branch, so an update first brings all changed files beside the old

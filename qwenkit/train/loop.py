@@ -1,13 +1,13 @@
-"""The training loop: schedule, accumulation, clipping, logging, checkpoints. The step is written
-out in `train`.
+"""The training loop: schedule, accumulation, clipping, logging, checkpoints.
 
 A method (pretrain, sft, …) gives a `Loader` and a loss `(model, micro) -> summed loss`; everything
-else is here. Layout of the output directory:
+else is here. The step is written out in `train`. Layout of the output directory:
 
-    options.json       the resolved options log.jsonl          one line for each logged step,
-    validation and save tensorboard/       the same numbers as event files checkpoints/
-    step-…/: model, optimizer, rng, state, manifest model/             the finished model, laid out
-    as a published checkpoint (written by the method)
+    options.json   the resolved options
+    log.jsonl      one line for each logged step, validation and save
+    tensorboard/   the same numbers as event files
+    checkpoints/   step-…/: model, optimizer, rng, state, manifest
+    model/         the finished model, laid out as a published checkpoint (written by the method)
 
 Resuming is bit-identical on the same machine: weights, optimiser, random states and the loader's
 place are saved, and whatever else decides the result (options, data, versions, threads) is

@@ -1,5 +1,4 @@
-"""Where training rows come from: files, folders, the standard library's sources, and the
-generators.
+"""Where training rows come from: files, folders, Python's standard library, and the generators.
 
 `read_rows(source)` yields `Row` objects in a fixed order, and a `DataError` object (not raised) for
 a row that cannot be used, so that the caller decides whether one bad row ends the run or is skipped
@@ -7,15 +6,16 @@ and counted.
 
 A source is one string, `NAME [key=value …]`:
 
-    chats.jsonl rows=5000         a .jsonl file: OpenAI messages, ShareGPT, Alpaca,
-    prompt/completion, or text notes/ tokens=2M              a folder (or one file) of .py, .txt,
-    .md stdlib tokens=3M fim=0.5      the sources of the running interpreter's standard library
-    synth:arithmetic/zh tokens=1M a generator of qwenkit.tasks.synth, one language or (without /zh)
-    all
+    chats.jsonl rows=5000           a .jsonl file: OpenAI messages, ShareGPT, Alpaca,
+                                    prompt/completion, or text
+    notes/ tokens=2M                a folder (or one file) of .py, .txt, .md
+    stdlib tokens=3M fim=0.5        the sources of the running interpreter's standard library
+    synth:arithmetic/zh tokens=1M   a generator of qwenkit.tasks.synth, one language or (without
+                                    /zh) all
 
 Keys: tokens, rows (an upper bound), weight (a share of data_tokens), fim (share of
-fill-in-the-middle), seed. Special tokens inside files are plain text. Not covered: Parquet, remote
-data sets, images.
+fill-in-the-middle), seed. Special tokens inside files are plain text.
+Not covered: Parquet, remote data sets, images.
 """
 
 from __future__ import annotations

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
 import json
 import os
+import pty
+import select
 import signal
 import stat
+import struct
+import subprocess
+import sys
+import termios
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -194,3 +202,77 @@ def test_the_history_is_private(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         assert _reader()("> ") == "first\nsecond"
     file = tmp_path / "qwenkit" / "history"
     assert "+first" in file.read_text() and stat.S_IMODE(file.stat().st_mode) == 0o600
+
+
+class Terminal:
+    """`qwenkit chat` on a pseudo-terminal of 24 lines, its screen as the bytes that came.
+
+    The line editor paints what has changed and moves the cursor over the rest, so the prompt need
+    not appear as "> ". What it does write each time it waits for a line is "bracketed paste on".
+    """
+
+    AT_THE_PROMPT = b"\x1b[?2004h"
+
+    def __init__(self, model: Path, home: Path, *flags: str) -> None:
+        self._terminal, theirs = pty.openpty()
+        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+        names = {"TERM": "xterm", "XDG_DATA_HOME": str(home), "OMP_NUM_THREADS": "1"}
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "qwenkit", "chat", str(model), *flags],
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+            env={**os.environ, **names, "HF_HUB_OFFLINE": "1"},
+            start_new_session=True,
+            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+        )
+        os.close(theirs)
+        self._seen = b""
+
+    def wait_for(self, words: bytes, seconds: float = 200) -> None:
+        """Read until `words` have come; what came up to them is used up."""
+        end = time.monotonic() + seconds
+        while words not in self._seen:
+            left = end - time.monotonic()
+            ready = left > 0 and select.select([self._terminal], [], [], left)[0]
+            news = os.read(self._terminal, 65536) if ready else b""
+            assert news, f"{words!r} does not come; last: {self._seen[-500:]!r}"
+            self._seen += news
+            if b"\x1b[6n" in news:  # where is the cursor?
+                self.type("\x1b[1;1R")
+        self._seen = self._seen.partition(words)[2]
+
+    def type(self, text: str) -> None:
+        os.write(self._terminal, text.encode())
+
+    def close(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+        os.close(self._terminal)
+
+
+@pytest.mark.timeout(280)
+def test_a_real_terminal(checkpoint: Path, tmp_path: Path) -> None:
+    """The whole program: prompt, answer, Ctrl-C during an answer, /set, history, Ctrl-D."""
+    terminal = Terminal(checkpoint, tmp_path, "--max-tokens", "8", "--temperature", "0")
+    try:
+        terminal.wait_for(b"512 tokens of context")
+        terminal.wait_for(Terminal.AT_THE_PROMPT)
+        terminal.type("hello\r")
+        terminal.wait_for(b"ends at the token limit")
+        terminal.wait_for(Terminal.AT_THE_PROMPT)
+        terminal.type("/set max_tokens 200\r")
+        terminal.wait_for(b"max_tokens = 200")
+        terminal.wait_for(Terminal.AT_THE_PROMPT)
+        terminal.type("\x1b[A\x1b[A\r")  # two lines up in the history: hello
+        terminal.wait_for(b"\x1b[?2004l")
+        terminal.wait_for(b"\x1b[2K")  # the answer is being drawn
+        terminal.type("\x03")  # stops the answer, or clears the line if that was quicker
+        terminal.wait_for(Terminal.AT_THE_PROMPT)
+        terminal.type("\x04")
+        terminal.wait_for(b"next: qwenkit run")
+        assert terminal.process.wait(60) == 0
+    finally:
+        terminal.close()
+    assert (tmp_path / "qwenkit" / "history").read_text().count("+hello") == 2

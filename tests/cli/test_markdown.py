@@ -6,9 +6,8 @@ import io
 
 import pytest
 from rich.console import Console
-from rich.markdown import Markdown
 
-from qwenkit.cli.markdown import MarkdownStream, split_finished
+from qwenkit.cli.markdown import MarkdownStream, as_written, split_finished
 
 TEXT = """# Title
 
@@ -100,8 +99,16 @@ def test_the_outcome_does_not_depend_on_the_pieces(step: int, height: int) -> No
         for at in range(0, len(TEXT), step):
             stream.push(TEXT[at : at + step])
     whole, expected = screen(height)
-    whole.print(Markdown(TEXT))
+    whole.print(as_written(TEXT))
     assert visible(file.getvalue()) == visible(expected.getvalue())
+
+
+def test_line_breaks_stay() -> None:
+    """The steps of a sum stand on lines of their own, as `qwenkit run` prints them."""
+    console, file = screen()
+    with MarkdownStream(console) as stream:
+        stream.push("12×4: 48\n12×30: 360\nAnswer: **408**")
+    assert visible(file.getvalue()) == "12×4: 48\n12×30: 360\nAnswer: 408"
 
 
 def test_an_interrupted_answer_stays(capsys: pytest.CaptureFixture[str]) -> None:
