@@ -37,5 +37,6 @@ tiny: setup
 	$(BIN)/qwenkit train sft $(RECIPE)
 	$(BIN)/qwenkit train sft recipes/tiny-polish.yaml
 	$(BIN)/qwenkit train sft recipes/tiny-finish.yaml
-	$(BIN)/qwenkit eval --config recipes/tiny-finish.yaml
+	$(BIN)/qwenkit train sft recipes/tiny-settle.yaml
+	$(BIN)/qwenkit eval --config recipes/tiny-settle.yaml
 	$(BIN)/python scripts/install_tiny.py

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qwenkit.config.model import ModelConfig, typed
+from qwenkit.config.fields import typed
+from qwenkit.config.model import ModelConfig
 from qwenkit.errors import ConfigError
 from qwenkit.utils import read_json
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from qwenkit.config.fields import typed
 from qwenkit.errors import ConfigError
 from qwenkit.utils import read_json
 
@@ -224,29 +225,6 @@ _REQUIRED = (
     "num_hidden_layers",
     "num_attention_heads",
 )
-
-
-def typed(key: str, value: Any, kind: str, source: str) -> Any:
-    """Check a JSON value against an annotation like `int`, `float`, `int | None`."""
-    allowed: tuple[type, ...] = ()
-    for name, types in (
-        ("int", (int,)),
-        ("float", (int, float)),
-        ("bool", (bool,)),
-        ("str", (str,)),
-    ):
-        if name in kind.split("[")[0].replace("|", " ").split():
-            allowed += types
-    if "list" in kind:
-        allowed += (list,)
-    if "dict" in kind:
-        allowed += (dict,)
-    wrong_bool = isinstance(value, bool) and bool not in allowed
-    if not isinstance(value, allowed) or wrong_bool:
-        raise ConfigError(
-            f"{source}: {key} is {value!r}; expected {kind}.", "Mend or re-fetch the file."
-        )
-    return float(value) if kind == "float" and isinstance(value, int) else value
 
 
 def _read_fields(values: dict[str, Any], source: str) -> dict[str, Any]:

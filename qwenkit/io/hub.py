@@ -71,6 +71,9 @@ def resolve(
                 return path
     if forbidden:
         places = " or ".join(str(hub.cache_root()) for hub in hubs)
+        if offline:
+            missing = f"{wanted} is not on this machine: it is not in {places}."
+            raise OfflineError(missing, f"`qwenkit pull {wanted}` fetches it.")
         raise OfflineError(
             f"{wanted} is not in {places}, and the network is switched off.",
             "Unset HF_HUB_OFFLINE and QWENKIT_OFFLINE, or pull it on a connected machine.",
