@@ -38,5 +38,6 @@ tiny: setup
 	$(BIN)/qwenkit train sft recipes/tiny-polish.yaml
 	$(BIN)/qwenkit train sft recipes/tiny-finish.yaml
 	$(BIN)/qwenkit train sft recipes/tiny-settle.yaml
+	$(BIN)/python scripts/average_models.py out/tiny/average/model out/tiny/finish/model out/tiny/settle/model
 	$(BIN)/qwenkit eval --config recipes/tiny-settle.yaml
 	$(BIN)/python scripts/install_tiny.py

@@ -2,7 +2,7 @@
 
     python scripts/install_tiny.py out/tiny        # the folder that recipes/tiny.yaml writes to
 
-Copies out/tiny/{base,settle}/model, adds the evaluation's report as eval.json, and writes
+Copies out/tiny/{base,average}/model, adds the evaluation's report as eval.json, and writes
 README.md and README.zh.md. The report must have been measured on the very weights (their SHA-256 is
 compared).
 """
@@ -23,7 +23,7 @@ def main(out: Path) -> None:
     stages |= {"finish": "finish", "settle": "settle"}
     logs = {stage: out / folder / "log.jsonl" for stage, folder in stages.items()}
     base, instruct = ASSETS / "tiny", ASSETS / "tiny-instruct"
-    for source, target in ((out / "base", base), (out / "settle", instruct)):
+    for source, target in ((out / "base", base), (out / "average", instruct)):
         shutil.rmtree(target, ignore_errors=True)
         shutil.copytree(source / "model", target)
     shutil.copyfile(out / "eval" / "report.json", instruct / "eval.json")
