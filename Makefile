@@ -10,7 +10,7 @@ help:
 	@echo "make test     the whole test suite             (make test ARGS='-k tokenizer -x')"
 	@echo "make check    ruff and mypy"
 	@echo "make bench    start-up and first-token times, measured here"
-	@echo "make tiny     train the embedded models again  (about an hour on two cores)"
+	@echo "make tiny     train the embedded models again  (one to three hours on two cores)"
 	@echo "make setup    only set up .venv                (PYTHON=python3.12 to choose the Python)"
 
 setup:
@@ -36,5 +36,6 @@ tiny: setup
 	$(BIN)/qwenkit train pretrain $(RECIPE)
 	$(BIN)/qwenkit train sft $(RECIPE)
 	$(BIN)/qwenkit train sft recipes/tiny-polish.yaml
-	$(BIN)/qwenkit eval --config recipes/tiny-polish.yaml
+	$(BIN)/qwenkit train sft recipes/tiny-finish.yaml
+	$(BIN)/qwenkit eval --config recipes/tiny-finish.yaml
 	$(BIN)/python scripts/install_tiny.py

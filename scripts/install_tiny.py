@@ -2,7 +2,7 @@
 
     python scripts/install_tiny.py out/tiny        # the folder that recipes/tiny.yaml writes to
 
-Copies out/tiny/{base,instruct}/model, adds the evaluation's report as eval.json, and writes
+Copies out/tiny/{base,finish}/model, adds the evaluation's report as eval.json, and writes
 README.md and README.zh.md. The report must have been measured on the very weights (their SHA-256 is
 compared).
 """
@@ -19,19 +19,19 @@ ASSETS = Path(__file__).resolve().parents[1] / "qwenkit" / "assets"
 
 
 def main(out: Path) -> None:
-    pretrain, sft = out / "base" / "log.jsonl", out / "sft" / "log.jsonl"
-    polish = out / "instruct" / "log.jsonl"
+    stages = {"pretrain": "base", "sft": "sft", "polish": "instruct", "finish": "finish"}
+    logs = {stage: out / folder / "log.jsonl" for stage, folder in stages.items()}
     base, instruct = ASSETS / "tiny", ASSETS / "tiny-instruct"
-    for source, target in ((out / "base", base), (out / "instruct", instruct)):
+    for source, target in ((out / "base", base), (out / "finish", instruct)):
         shutil.rmtree(target, ignore_errors=True)
         shutil.copytree(source / "model", target)
     shutil.copyfile(out / "eval" / "report.json", instruct / "eval.json")
-    write_card(base, name="tiny", train_logs={"pretrain": pretrain})
+    write_card(base, name="tiny", train_logs={"pretrain": logs["pretrain"]})
     write_card(
         instruct,
         name="tiny-instruct",
         report=instruct / "eval.json",
-        train_logs={"pretrain": pretrain, "sft": sft, "sft 2": polish},
+        train_logs=logs,
         base_model="tiny",
     )
     print(f"tiny and tiny-instruct are in {ASSETS}")

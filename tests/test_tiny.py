@@ -15,6 +15,7 @@ import transformers
 
 import qwenkit.assets
 from qwenkit.eval.run import evaluate
+from qwenkit.io.safetensors import Checkpoint
 from qwenkit.llm import LLM
 from qwenkit.model.batch import Batch
 from qwenkit.model.load import load_model
@@ -52,7 +53,8 @@ def test_size_and_layout(name: str) -> None:
     assert sum(path.stat().st_size for path in folder.iterdir()) <= 16_000_000
     model = load_model(folder, check_finite=True)
     assert 3e6 <= sum(p.numel() for p in model.parameters()) <= 8e6
-    assert model.dtype == torch.bfloat16
+    with Checkpoint.open(folder) as checkpoint:
+        assert {checkpoint.info(tensor)[0] for tensor in checkpoint} == {torch.bfloat16}
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -53,7 +53,8 @@ class LLM:
     Args:
         model: "tiny", "tiny-instruct", a folder, or org/name[@revision] on a hub; or a `Qwen`
             already in memory (then `tokenizer` is needed, and `template` to chat).
-        dtype: "auto" (the checkpoint's), "bfloat16", "float32", "float16", or a torch.dtype.
+        dtype: "auto" (the checkpoint's, as `load_model` says), "bfloat16", "float32", "float16",
+            or a torch.dtype.
         device: "cpu", "cuda" …; by default CUDA where there is a GPU.
         revision, source, offline, progress: as in `qwenkit.io.hub.resolve`.
         max_model_len: longest prompt + max_tokens; by default the model's context.

@@ -39,7 +39,11 @@ class ModelOptions(Options):
     """Which model, and where it runs."""
 
     model: str = opt(DEFAULT_MODEL, _MODEL_HELP, positional=True, metavar="MODEL")
-    dtype: Dtype = opt("auto", "arithmetic; auto is the checkpoint's own", group="loading")
+    dtype: Dtype = opt(
+        "auto",
+        "arithmetic; auto is the checkpoint's own, float32 on a CPU without bfloat16",
+        group="loading",
+    )
     device: str | None = opt(
         None,
         "cpu, cuda or cuda:N; a GPU where there is one if not given",

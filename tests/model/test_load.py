@@ -70,12 +70,15 @@ def test_shards(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters()))  # noqa: B905
 
 
-def test_dtypes(saved: Path) -> None:
+@pytest.mark.parametrize("native", [True, False])
+def test_dtypes(saved: Path, monkeypatch: pytest.MonkeyPatch, native: bool) -> None:
+    monkeypatch.setattr(load.ops, "native_bfloat16", lambda device: native)
     assert load_model(saved).dtype == torch.float32
     assert load_model(saved, "bf16").dtype == torch.bfloat16
     config = json.loads((saved / "config.json").read_text())
-    (saved / "config.json").write_text(json.dumps({**config, "torch_dtype": "float16"}))
-    assert load_model(saved).dtype == torch.float32
+    for own in ("bfloat16", "float16"):
+        (saved / "config.json").write_text(json.dumps({**config, "torch_dtype": own}))
+        assert load_model(saved).dtype == (torch.bfloat16 if native else torch.float32)
     with pytest.raises(ConfigError, match="int4"):
         load_model(saved, "int4")
 

@@ -29,6 +29,18 @@ def function(example: Example, index: int) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("lang", LANGUAGES)
+def test_tool_none_is_always_declined_and_no_near_tool_is_offered(lang: str) -> None:
+    for example in draw("tool_none", lang, 300):
+        assert example.messages is not None and example.tools is not None
+        assert example.messages[-1] == {"role": "assistant", "content": NO_TOOL[lang]}
+        names = {tool["function"]["name"] for tool in example.tools}
+        assert not names & {"search_web", "search"}  # it would fit any request
+        assert TASKS["tool_none"].score(example, {"content": NO_TOOL[lang]})
+        call = {"function": {"name": min(names), "arguments": {}}}
+        assert not TASKS["tool_none"].score(example, {"content": "", "tool_calls": [call]})
+
+
+@pytest.mark.parametrize("lang", LANGUAGES)
 @pytest.mark.parametrize("name", ["tool_call", "tool_answer"])
 def test_tools_are_valid_and_the_call_fits_its_schema(name: str, lang: str) -> None:
     sizes: Counter[int] = Counter()

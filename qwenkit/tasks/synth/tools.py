@@ -3,9 +3,10 @@ none of them fits, `tool_answer` tells a call's result in a sentence.
 
 A request names every argument word for word; the schema names the parameters, in variants, so both
 have to be read. One `tool_call` example in ten, and every `tool_none` example, offers no tool that
-fits, and the right answer is then `NO_TOOL`. A `tool_answer` example is a whole conversation of one to three rounds, calls
-included, so training on it also trains the call; one in twenty results is an error. Not covered:
-several calls in one turn, calls without a request, results that are not a JSON object.
+fits, and the right answer is then `NO_TOOL`. A `tool_answer` example is a whole conversation of one
+to three rounds, calls included, so training on it also trains the call; one in twenty results is an
+error. Not covered: several calls in one turn, calls without a request, results that are not a JSON
+object.
 """
 
 from __future__ import annotations
