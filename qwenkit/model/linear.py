@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from qwenkit import ops
-from qwenkit.ops import Packed
+from qwenkit.ops import KernelWeight, Packed
 
 
 class Linear(nn.Module):
@@ -39,7 +39,7 @@ class QuantLinear(nn.Module):
     `.to(device)` moves them; `.to(dtype)` leaves them alone.
     """
 
-    def __init__(self, packed: Packed, bias: nn.Parameter | None = None) -> None:
+    def __init__(self, packed: Packed | KernelWeight, bias: nn.Parameter | None = None) -> None:
         super().__init__()
         self.out_features, self.in_features = packed.shape
         self.packed, self.bias = packed, bias
@@ -63,11 +63,13 @@ class QuantEmbedding(nn.Module):
     A tied head is a `QuantLinear` on the same `Packed`.
     """
 
-    def __init__(self, packed: Packed, dtype: torch.dtype) -> None:
+    def __init__(self, packed: Packed | KernelWeight, dtype: torch.dtype) -> None:
         super().__init__()
         self.packed, self.dtype = packed, dtype
 
     def forward(self, ids: Tensor) -> Tensor:
+        if isinstance(self.packed, KernelWeight):
+            return self.packed.dense(ids).to(self.dtype)
         return ops.dequantize(self.packed.rows(ids)).to(self.dtype)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> QuantEmbedding:
@@ -77,7 +79,9 @@ class QuantEmbedding(nn.Module):
         return self
 
 
-def _moved(packed: Packed, fn: Callable[[Tensor], Tensor]) -> Packed:
+def _moved(
+    packed: Packed | KernelWeight, fn: Callable[[Tensor], Tensor]
+) -> Packed | KernelWeight:
     """`packed` on the device to which `fn` moves tensors; what `fn` does to dtypes is left out."""
     return packed.to(fn(torch.empty(0, dtype=torch.uint8, device=packed.device)).device)
 

@@ -136,14 +136,15 @@ def _pack(
 
 def _place(model: Qwen, name: str, packed: Packed, dtype: torch.dtype) -> None:
     """Put a packed weight where the parameter `name` was; a tied embedding is the head as well."""
+    ready = ops.prepack(packed)
     owner = name.removesuffix(".weight")
     module = model.get_submodule(owner)
     if isinstance(module, Linear):
-        _set_module(model, owner, QuantLinear(packed, module.bias))
+        _set_module(model, owner, QuantLinear(ready, module.bias))
     else:
-        _set_module(model, owner, QuantEmbedding(packed, dtype))
+        _set_module(model, owner, QuantEmbedding(ready, dtype))
         if model.lm_head is None:
-            _set_module(model, "lm_head", QuantLinear(packed))
+            _set_module(model, "lm_head", QuantLinear(ready))
 
 
 def _set_module(model: nn.Module, name: str, module: nn.Module) -> None:

@@ -70,7 +70,7 @@ struct Kernels {
     void (*attention)(const AttentionJob &job);
     void (*linear)(const Weight &weight, const void *x, void *out, std::size_t rows, Dtype dtype);
     void (*interleave)(const std::uint8_t *codes, std::uint8_t *out, std::size_t rows,
-                       std::size_t cols, std::size_t lanes, int bits, bool back);
+                       std::size_t cols, int bits);
 };
 
 namespace portable { extern const Kernels kernels; }

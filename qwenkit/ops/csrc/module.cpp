@@ -149,18 +149,17 @@ void paged_attention(Address q, Address k_cache, Address v_cache, Address out, A
     kernels().attention(job);
 }
 
-Weight dense_weight(std::size_t rows, std::size_t cols, Address data, const std::string &dtype,
-                    Address bias) {
+Weight dense_weight(std::size_t rows, std::size_t cols, Address data, const std::string &dtype) {
     Weight w{};
-    w.d = {rows, cols, dtype_of(dtype), pointer(data), maybe<float>(bias)};
+    w.d = {rows, cols, dtype_of(dtype), pointer(data), nullptr};
     return w;
 }
 
-// kinds: scales and offsets by number; `addresses`: codes, scales, offsets, fine scales, fine offsets, bias.
+// kinds: scales and offsets by number; `addresses`: codes, scales, offsets, fine scales, fine offsets.
 Weight packed_weight(std::size_t rows, std::size_t cols, std::size_t lanes, int bits, bool halves,
                      std::size_t group, std::pair<int, int> kinds, std::vector<Address> addresses) {
     std::size_t unit = halves ? 16 : 32;
-    if ((bits != 4 && bits != 8) || !group || group % unit || addresses.size() != 6)
+    if ((bits != 4 && bits != 8) || !group || group % unit || addresses.size() != 5)
         throw std::invalid_argument("no such layout");
     Weight w{};
     w.packed = true;
@@ -173,7 +172,6 @@ Weight packed_weight(std::size_t rows, std::size_t cols, std::size_t lanes, int 
     q.offsets = maybe(addresses[2]);
     q.fine_scales = maybe<std::uint8_t>(addresses[3]);
     q.fine_offsets = maybe<std::uint8_t>(addresses[4]);
-    q.bias = maybe<float>(addresses[5]);
     bool fine = q.scale_kind == Scales::super_unsigned || q.scale_kind == Scales::super_signed;
     if ((fine && !q.fine_scales) || (q.offset_kind != Offsets::none && !q.offsets) ||
         (q.offset_kind == Offsets::super_unsigned && !q.fine_offsets))
@@ -187,25 +185,26 @@ void check_lanes(const Weight &weight) {
 }
 
 void linear(const Weight &weight, Address x, Address out, std::size_t rows,
-            const std::string &dtype) {
+            const std::string &dtype, Address bias) {
     if (rows == 0 || weight.rows() == 0) return;
     Dtype type = dtype_of(dtype);
     check_lanes(weight);
+    Weight mine = weight;
+    (mine.packed ? mine.q.bias : mine.d.bias) = maybe<float>(bias);
     const void *from = pointer(x);
     void *to = pointer(out);
     nb::gil_scoped_release release;
-    kernels().linear(weight, from, to, rows, type);
+    kernels().linear(mine, from, to, rows, type);
 }
 
-void interleave(Address codes, Address out, std::size_t rows, std::size_t cols, std::size_t lanes,
-                int bits, bool back) {
-    if (cols % 32 || (bits != 4 && bits != 8) || (lanes != 8 && lanes != 16))
+void interleave(Address codes, Address out, std::size_t rows, std::size_t cols, int bits) {
+    if (cols % 32 || (bits != 4 && bits != 8))
         throw std::invalid_argument("no such layout");
     if (rows == 0 || cols == 0) return;
     const std::uint8_t *from = pointer<std::uint8_t>(codes);
     std::uint8_t *to = pointer<std::uint8_t>(out);
     nb::gil_scoped_release release;
-    kernels().interleave(from, to, rows, cols, lanes, bits, back);
+    kernels().interleave(from, to, rows, cols, bits);
 }
 
 }  // namespace
@@ -238,12 +237,12 @@ NB_MODULE(_cpu, m) {
         .def_prop_ro("rows", &Weight::rows)
         .def_prop_ro("cols", &Weight::cols);
     m.def("dense_weight", &dense_weight, nb::arg("rows"), nb::arg("cols"), nb::arg("data"),
-          nb::arg("dtype"), nb::arg("bias"));
+          nb::arg("dtype"));
     m.def("packed_weight", &packed_weight, nb::arg("rows"), nb::arg("cols"), nb::arg("lanes"),
           nb::arg("bits"), nb::arg("halves"), nb::arg("group"), nb::arg("kinds"),
           nb::arg("addresses"));
     m.def("linear", &linear, nb::arg("weight"), nb::arg("x"), nb::arg("out"), nb::arg("rows"),
-          nb::arg("dtype"));
+          nb::arg("dtype"), nb::arg("bias"), "x, out: of the dtype; bias: float32 or 0.");
     m.def("interleave", &interleave, nb::arg("codes"), nb::arg("out"), nb::arg("rows"),
-          nb::arg("cols"), nb::arg("lanes"), nb::arg("bits"), nb::arg("back"));
+          nb::arg("cols"), nb::arg("bits"));
 }
