@@ -79,9 +79,7 @@ class QuantEmbedding(nn.Module):
         return self
 
 
-def _moved(
-    packed: Packed | KernelWeight, fn: Callable[[Tensor], Tensor]
-) -> Packed | KernelWeight:
+def _moved(packed: Packed | KernelWeight, fn: Callable[[Tensor], Tensor]) -> Packed | KernelWeight:
     """`packed` on the device to which `fn` moves tensors; what `fn` does to dtypes is left out."""
     return packed.to(fn(torch.empty(0, dtype=torch.uint8, device=packed.device)).device)
 

@@ -36,13 +36,18 @@ class Plain:
 
 def read(format: str, blocks: Tensor) -> Plain:
     """blocks uint8 (O, bytes of a row) of a format in `READERS`."""
-    cut = blocks.unflatten(1, (-1, TYPES[format].block_bytes))  # (O, B, bytes)
+    cut = blocks.reshape(len(blocks), -1, TYPES[format].block_bytes)  # (O, B, bytes)
     return READERS[format](cut)
 
 
 def _half(b: Tensor, at: int) -> Tensor:
     """The float16 at byte `at` of each block: (O, B)."""
     return b[..., at : at + 2].contiguous().view(torch.float16)[..., 0]
+
+
+def _cut(b: Tensor, size: int) -> Tensor:
+    """(O, B, bytes) → (O, B, runs, size)."""
+    return b.reshape(*b.shape[:-1], -1, size)
 
 
 def _nibbles(b: Tensor) -> Tensor:
@@ -100,14 +105,14 @@ def _with_minima(
 
 
 def _q2_k(b: Tensor) -> Plain:
-    codes = _row(_pairs(b[..., 16:80].unflatten(-1, (2, 32))))
+    codes = _row(_pairs(_cut(b[..., 16:80], 32)))
     fine = (b[..., :16] & 15, b[..., :16] >> 4)
     return _with_minima(4, codes, True, _half(b, 80), _half(b, 82), fine)
 
 
 def _q3_k(b: Tensor) -> Plain:
     high, packed = b[..., :32], b[..., 96:108]
-    low = _pairs(b[..., 32:96].unflatten(-1, (2, 32))).flatten(2)
+    low = _pairs(_cut(b[..., 32:96], 32)).flatten(2)
     bits = torch.cat([high >> shift & 1 for shift in range(8)], dim=-1)
     codes = _row(low + 4 * bits + 4)  # low − 4 + 4 · bit, counted from 8
     scales = _nibbles(packed[..., :8]) | _pairs(packed[..., 8:]) << 4
@@ -122,20 +127,20 @@ def _six_bits(b: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _q4_k(b: Tensor) -> Plain:
-    codes = _row(_nibbles(b[..., 16:].unflatten(-1, (4, 32))))
+    codes = _row(_nibbles(_cut(b[..., 16:], 32)))
     return _with_minima(4, codes, False, _half(b, 0), _half(b, 2), _six_bits(b[..., 4:16]))
 
 
 def _q5_k(b: Tensor) -> Plain:
-    low = _nibbles(b[..., 48:].unflatten(-1, (4, 32))).unflatten(-1, (2, 32)).flatten(2, 3)
+    low = _cut(_nibbles(_cut(b[..., 48:], 32)).flatten(2), 32)
     high = torch.stack([b[..., 16:48] >> shift & 1 for shift in range(8)], dim=2)
     codes = _row(low | high << 4).view(torch.int8)
     return _with_minima(8, codes, False, _half(b, 0), _half(b, 2), _six_bits(b[..., 4:16]))
 
 
 def _q6_k(b: Tensor) -> Plain:
-    low = _nibbles(b[..., :128].unflatten(-1, (2, 64)))
-    high = _pairs(b[..., 128:192].unflatten(-1, (2, 32)))
+    low = _nibbles(_cut(b[..., :128], 64))
+    high = _pairs(_cut(b[..., 128:192], 32))
     codes = _less(_row(low | high << 4), 32)
     fine = _row(b[..., 192:208]).view(torch.int8)
     return Plain(8, codes, True, 256, "super_signed", _half(b, 208), fine_scales=fine)

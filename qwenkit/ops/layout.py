@@ -75,9 +75,13 @@ class KernelWeight:
         if found is None:
             names = ("codes", "scales", "offsets", "fine_scales", "fine_offsets")
             at = [self.tensors[n].data_ptr() if n in self.tensors else 0 for n in names]
-            kept = (self.lanes, self.bits, self.halves, self.group, self.kinds, at)
-            found = self.__dict__["_handle"] = _cpu.packed_weight(*self.shape, *kept)
-        return found
+            rows, cols = self.shape
+            found = _cpu.packed_weight(
+                rows, cols, self.lanes, self.bits, self.halves, self.group, self.kinds, at
+            )
+            self.__dict__["_handle"] = found
+        handle: _cpu.Weight = found
+        return handle
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in self.__dict__.items() if key != "_handle"}
@@ -86,8 +90,10 @@ class KernelWeight:
         """The weight (O, I) in float32, or the rows `index` (M) of it."""
         if index is None:
             index = torch.arange(self.shape[0])
+        if len(index) == 0:
+            return torch.empty(0, self.shape[1])
         step = max(_ROWS_AT_ONCE // max(self.shape[1], 1), 1)
-        parts = [self._dense(some) for some in index.split(step)]
+        parts = [self._dense(some) for some in torch.split(index, step)]
         weight = torch.cat(parts) if len(parts) != 1 else parts[0]
         order = self.tensors.get("order")
         return weight if order is None else torch.empty_like(weight).index_copy_(1, order, weight)
@@ -123,7 +129,8 @@ class KernelWeight:
             found = torch.cat((found & 15, found >> 4), dim=2)
         else:
             found = found.view(torch.int8)
-        return found.flatten(1).unflatten(1, (-1, 16 if self.halves else 32))
+        unit = 16 if self.halves else 32
+        return found.reshape(len(tile), -1, unit)
 
 
 def repack(packed: Packed) -> KernelWeight | None:
@@ -170,7 +177,7 @@ def _fill(tensors: dict[str, Tensor], plain: Plain, tile: int, rows: int, padded
     for name, to in tensors.items():
         if name != "codes":
             found, lanes = getattr(plain, name), to.shape[2]
-            whole = F.pad(found, (0, 0, 0, -rows % lanes)).unflatten(0, (-1, lanes))
+            whole = F.pad(found, (0, 0, 0, -rows % lanes)).reshape(-1, lanes, found.shape[1])
             to[tile : tile + len(whole), : found.shape[1]] = whole.transpose(1, 2)
 
 
