@@ -53,7 +53,7 @@ class Pool {
         state_.fetch_and(~kOpen, std::memory_order_acq_rel);
         for (int spins = 0; state_.load(std::memory_order_acquire) & kInside; ++spins) {
             pause();
-            if (spins > 20000) std::this_thread::yield();
+            if (spins > 100) std::this_thread::yield();  // a helper may have lost its core
         }
     }
 
