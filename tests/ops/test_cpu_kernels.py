@@ -34,7 +34,7 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("weight_dtype", DTYPES)
-@pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 11])
+@pytest.mark.parametrize("rows", [1, 2, 3, 9])
 def test_linear(isa: str, rows: int, weight_dtype: torch.dtype) -> None:
     torch.manual_seed(rows)
     for out, width in ((1, 1), (37, 100), (64, 896), (7, 33), (130, 257), (3, 15)):
@@ -79,7 +79,7 @@ def assert_attention(made: tuple[Tensor, ...], window: int | None) -> None:
     torch.testing.assert_close(got.double(), expected, rtol=1e-4, atol=5e-6)
 
 
-@pytest.mark.parametrize("window", [None, 1, 7, 100])
+@pytest.mark.parametrize("window", [None, 7, 100])
 @pytest.mark.parametrize(
     ("heads", "kv", "d", "size"), [(14, 2, 64, 16), (4, 4, 128, 8), (3, 1, 20, 4)]
 )
@@ -91,7 +91,7 @@ def test_paged_attention(
     assert_attention(paged([1, 1, 1], [64, 65, 300], heads, kv, d, size), window)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
     spans=st.lists(st.tuples(st.integers(1, 80), st.integers(0, 150)), min_size=1, max_size=4),
     shape=st.sampled_from([(2, 1, 8, 4), (6, 2, 32, 16), (7, 7, 12, 5), (5, 1, 64, 1)]),
@@ -168,7 +168,7 @@ def test_callers_at_once_and_thread_counts() -> None:
     before, wrong = cpu.threads(), []
 
     def work(i: int) -> None:
-        for _ in range(50):
+        for _ in range(15):
             if not torch.equal(cpu.linear(inputs[i], weight), wanted[i]):
                 wrong.append(i)
 

@@ -102,15 +102,15 @@ def assert_product(packed: Packed, rows: int) -> None:
     assert got.shape == expected.shape and bool(((got - expected).abs() <= limit).all())
 
 
-@pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 8, 9, 19])
+@pytest.mark.parametrize("rows", [1, 2, 7, 19])
 @pytest.mark.parametrize("format", HALVES)
 def test_gguf_formats(isa: str, format: str, rows: int) -> None:
     torch.manual_seed(rows)
-    for out, width in ((1, 256), (37, 512), (16, 768)):
+    for out, width in ((1, 256), (19, 512)):
         assert_product(random_blocks(format, out, width), rows)
 
 
-@pytest.mark.parametrize("rows", [1, 4, 7, 16])
+@pytest.mark.parametrize("rows", [1, 7])
 @pytest.mark.parametrize(("group", "symmetric"), INTEGERS)
 @pytest.mark.parametrize("bits", [4, 8])
 def test_integer_formats(isa: str, bits: int, group: int, symmetric: bool, rows: int) -> None:
@@ -119,7 +119,7 @@ def test_integer_formats(isa: str, bits: int, group: int, symmetric: bool, rows:
         assert_product(random_integers(bits, out, width, group, not symmetric), rows)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     bits=st.sampled_from([4, 8]),
     out=st.integers(1, 40),
