@@ -6,6 +6,7 @@ B blocks of T slots in the paged cache. Sequences lie end to end (ragged), witho
 | op | in | out |
 |---|---|---|
 | `linear` | x (N, in), weight (out, in), bias (out) or None | (N, out) |
+| `qlinear` | x (N, in), packed (out, in), bias (out) or None | (N, out), like x |
 | `rms_norm` | x (…, C), weight (C), eps | like x; the mean of squares in float32 |
 | `swiglu` | gate (N, F), up (N, F) | silu(gate) · up |
 | `rope` | x (N, H, D), cos and sin (N, D/2) float32 | like x, halves rotated |
@@ -22,6 +23,10 @@ takes temperature 0 as greedy, top_k 0 as no limit, and draws by inverting the c
 distribution at `uniform` in [0, 1): the same number gives the same token whoever else is in the
 batch.
 
+`qlinear` is `linear` with the weight that `formats.dequantize` defines, rounded to x's dtype;
+kernels may instead keep the weight exact and the sums in float32. It has a gradient for x and
+bias, none for the packed weight.
+
 The body is chosen by device and availability and logged once. `QWENKIT_OPS=reference` forces the
 oracle. A kernel without a backward is passed over when gradients are needed.
 """
@@ -37,10 +42,12 @@ from torch import Tensor
 
 from qwenkit.errors import OptionError
 from qwenkit.ops import cpu, grouped
+from qwenkit.ops.formats import Packed
 from qwenkit.ops.reference import attention as _reference_attention
 from qwenkit.ops.reference import (
     linear,
     paged_attention,
+    qlinear,
     rope,
     sample,
     store_kv,
@@ -50,11 +57,13 @@ from qwenkit.ops.reference import (
 from qwenkit.ops.reference import rms_norm as _reference_rms_norm
 
 __all__ = [
+    "Packed",
     "attention",
     "backend",
     "linear",
     "native_bfloat16",
     "paged_attention",
+    "qlinear",
     "rms_norm",
     "rope",
     "sample",
