@@ -42,7 +42,7 @@ from torch import Tensor
 
 from qwenkit.errors import OptionError
 from qwenkit.ops import cpu, grouped
-from qwenkit.ops.formats import Packed
+from qwenkit.ops.formats import FORMATS, Packed, dequantize, quantize
 from qwenkit.ops.reference import attention as _reference_attention
 from qwenkit.ops.reference import (
     linear,
@@ -57,13 +57,16 @@ from qwenkit.ops.reference import (
 from qwenkit.ops.reference import rms_norm as _reference_rms_norm
 
 __all__ = [
+    "FORMATS",
     "Packed",
     "attention",
     "backend",
+    "dequantize",
     "linear",
     "native_bfloat16",
     "paged_attention",
     "qlinear",
+    "quantize",
     "rms_norm",
     "rope",
     "sample",
