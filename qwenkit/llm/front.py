@@ -55,6 +55,7 @@ class LLM:
             already in memory (then `tokenizer` is needed, and `template` to chat).
         dtype: "auto" (the checkpoint's, as `load_model` says), "bfloat16", "float32", "float16",
             or a torch.dtype.
+        quantize: "int4" or "int8" packs the weights while loading.
         device: "cpu", "cuda" …; by default CUDA where there is a GPU.
         revision, source, offline, progress: as in `qwenkit.io.hub.resolve`.
         max_model_len: longest prompt + max_tokens; by default the model's context.
@@ -69,6 +70,7 @@ class LLM:
         model: str | os.PathLike[str] | Qwen = "tiny-instruct",
         *,
         dtype: str | torch.dtype = "auto",
+        quantize: str | None = None,
         device: str | torch.device | None = None,
         revision: str | None = None,
         source: str = "auto",
@@ -92,7 +94,7 @@ class LLM:
             self.tokenizer = tokenizer or Tokenizer.from_dir(self.path)
             self.generation = generation or GenerationConfig.from_dir(self.path)
             device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-            self.model = load_model(self.path, dtype, device)
+            self.model = load_model(self.path, dtype, device, quantize=quantize)
         else:
             if tokenizer is None:
                 raise ConfigError("A model in memory needs its tokenizer.", "Give tokenizer=….")
