@@ -30,7 +30,7 @@ def pack_nibbles(codes: Tensor) -> Tensor:
     codes = codes.to(torch.uint8)
     if codes.shape[1] % 2:
         codes = F.pad(codes, (0, 1))
-    return codes[:, 0::2] | codes[:, 1::2] << 4
+    return (codes[:, 0::2] | codes[:, 1::2] << 4).contiguous()
 
 
 def unpack_nibbles(packed: Tensor, width: int) -> Tensor:
