@@ -4,7 +4,8 @@ The model is built on the meta device (no memory), its names and shapes are held
 headers, and only then are tensors read, one at a time, into the wanted dtype and device. Strict: a
 missing, extra or misshapen tensor is an error that names it with what was expected and what was
 found. Tensors of safetensors are private copies, so that a file replaced or truncated later cannot
-harm a running model. Packed weights (GPTQ, AWQ) stay packed: their modules become `QuantLinear`.
+harm a running model. Packed weights (GPTQ, AWQ, GGUF) stay packed: their modules become
+`QuantLinear`. Those of GGUF stay in the mapped file, which must be left alone meanwhile.
 
 `quantize` packs a float checkpoint on the way: every matrix of the decoder to the asked format, the
 head to int8, one at a time, so that a model can be loaded that fits only when packed. A separate
@@ -24,7 +25,9 @@ from torch import Tensor, nn
 from qwenkit import ops
 from qwenkit.config import ModelConfig
 from qwenkit.errors import CheckpointError, ConfigError, OptionError
+from qwenkit.io.gguf import Gguf, GgufModel, is_gguf, read_gguf
 from qwenkit.io.safetensors import Checkpoint, save_file, save_sharded
+from qwenkit.model.gguf import GgufWeights
 from qwenkit.model.layers import RMSNorm
 from qwenkit.model.linear import Linear, QuantEmbedding, QuantLinear, is_packed
 from qwenkit.model.published import PublishedWeights
@@ -41,14 +44,15 @@ _log = logging.getLogger("qwenkit.model")
 
 
 def load_model(
-    path: str | os.PathLike[str],
+    path: str | os.PathLike[str] | GgufModel,
     dtype: str | torch.dtype = "auto",
     device: str | torch.device = "cpu",
     *,
     quantize: str | None = None,
     check_finite: bool = False,
 ) -> Qwen:
-    """Load a checkpoint directory as published (config.json, safetensors single or sharded).
+    """Load a checkpoint directory as published (config.json, safetensors single or sharded), or a
+    GGUF file, given by its name or as `read_gguf` has read it.
 
     `dtype` "auto" takes the checkpoint's own, with two exceptions: float16 overflows in this family
     and runs as bfloat16, and bfloat16 runs as float32 on a CPU that has no instructions for it.
@@ -56,6 +60,9 @@ def load_model(
     `check_finite` reads every weight and refuses nan and inf, naming the tensor.
     Errors: ConfigError, FormatError, CheckpointError, OptionError.
     """
+    if isinstance(path, GgufModel) or is_gguf(path):
+        opened = path if isinstance(path, GgufModel) else read_gguf(path)
+        return _load_gguf(opened, dtype, device, quantize, check_finite)
     config = ModelConfig.from_dir(path)
     target = resolve_dtype(config, dtype, torch.device(device))
     model = empty_model(config)
@@ -68,6 +75,23 @@ def load_model(
                     f"{path}: {name} differs from {_EMBEDDING}, but config.json ties them.",
                     "Set tie_word_embeddings to false.",
                 )
+        fill(model, weights, target, device, quantize=quantize, check_finite=check_finite)
+    return model.eval()
+
+
+def _load_gguf(
+    opened: GgufModel,
+    dtype: str | torch.dtype,
+    device: str | torch.device,
+    quantize: str | None,
+    check_finite: bool,
+) -> Qwen:
+    config = opened.config()
+    target = resolve_dtype(config, dtype, torch.device(device))
+    model = empty_model(config)
+    with Gguf(opened) as gguf:
+        weights = GgufWeights(gguf, config.num_experts)
+        match(model, weights, config)
         fill(model, weights, target, device, quantize=quantize, check_finite=check_finite)
     return model.eval()
 
