@@ -96,6 +96,19 @@ def _load_gguf(
     return model.eval()
 
 
+def load_trainable(path: str | os.PathLike[str]) -> Qwen:
+    """The model in float32, to be trained. Errors: as `load_model`; CheckpointError for a packed
+    one, whose weights would stay as they are.
+    """
+    model = load_model(path, torch.float32)
+    if is_packed(model) or is_gguf(path):
+        raise CheckpointError(
+            f"{path} has packed weights, which are not trained.",
+            "Start from the unquantised checkpoint of the same model.",
+        )
+    return model
+
+
 def fill(
     model: Qwen,
     weights: Weights,
