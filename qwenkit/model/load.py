@@ -100,10 +100,10 @@ def load_trainable(path: str | os.PathLike[str]) -> Qwen:
     """The model in float32, to be trained. Errors: as `load_model`; CheckpointError for a packed
     one, whose weights would stay as they are.
     """
-    model = load_model(path, torch.float32)
-    if is_packed(model) or is_gguf(path):
+    model = None if is_gguf(path) else load_model(path, torch.float32)
+    if model is None or is_packed(model):
         raise CheckpointError(
-            f"{path} has packed weights, which are not trained.",
+            f"{path} has packed weights or is a GGUF file; neither is trained.",
             "Start from the unquantised checkpoint of the same model.",
         )
     return model

@@ -192,6 +192,6 @@ def test_a_gguf_file_answers_as_the_folder(
         messages = [{"role": "user", "content": "What is 123 + 456?"}]
         assert packed.render(messages) == plain.render(messages)
         ids = plain.render(messages).ids
-        close = 1e-5 if matrices == "F32" else 0.5
+        close = 1e-5 if matrices == "F32" else 1.0
         torch.testing.assert_close(packed.logits(ids), plain.logits(ids), atol=close, rtol=0)
         assert "579" in packed.chat(messages, temperature=0).text
