@@ -98,14 +98,12 @@ def _gguf(rows: int) -> Seed:
     writer.number("I", 3)
     writer.number("Q", len(tensors))
     writer.number("Q", len(integers) + 9)
-    for key, value in {
-        "general.architecture": "qwen2",
-        "tokenizer.ggml.model": "gpt2",
-        "tokenizer.ggml.pre": "qwen2",
-    }.items():
+    texts = {"general.architecture": "qwen2"}
+    texts |= {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "qwen2"}
+    for key, words in texts.items():
         writer.text(key)
         writer.number("I", 8)
-        writer.text(value)
+        writer.text(words)
     writer.text("general.alignment")
     writer.number("I", 4)
     writer.number("I", 32)

@@ -34,9 +34,17 @@ def test_plan_json(cli: Callable[..., Any]) -> None:
     assert all(row["runs_in_this_version"] for row in value["dtypes"].values())
 
 
-def test_plan_of_what_fits_only_when_packed(cli: Callable[..., Any]) -> None:
-    ran = cli("plan", "Qwen2.5-14B-Instruct", "--memory", "12GiB", "--max-model-len", "4096")
-    assert "qwenkit run Qwen2.5-14B-Instruct --quantize int4" in ran.out + ran.err
+def test_plan_of_what_fits_only_when_packed(
+    cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr("qwenkit.cli.plan.hint", said.append)
+    for memory in ("40GiB", "20GiB", "12GiB", "10200MiB", "4GiB"):
+        cli("plan", "Qwen2.5-14B-Instruct", "--memory", memory, "--max-model-len", "4096")
+    run = "qwenkit run Qwen2.5-14B-Instruct"
+    assert said[:3] == [run, f"{run} --quantize int8", f"{run} --quantize int4"]
+    assert said[3].startswith(f"{run} --quantize int4 --max-model-len ")
+    assert said[4] == "qwenkit family --fits"
 
 
 def test_plan_of_a_folder_and_of_a_config(cli: Callable[..., Any], tmp_path: Path) -> None:

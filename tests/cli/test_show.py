@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from qwenkit.cli.show import licence
+from qwenkit.io.hub import ASSETS
 from qwenkit.io.names import CachedModel
 
 
@@ -95,13 +96,13 @@ def test_pull(cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, checkpoi
 
 
 def test_a_gguf_file(
-    cli: Callable[..., Any], checkpoint: Path, tmp_path: Path, write_gguf: Callable[..., None]
+    cli: Callable[..., Any], tmp_path: Path, write_gguf: Callable[..., None]
 ) -> None:
     file = tmp_path / "small.gguf"
-    write_gguf(checkpoint, file, "Q8_0")
+    write_gguf(ASSETS / "tiny-instruct", file, "Q8_0")
     facts = json.loads(cli("show", str(file), "--json").out)
-    assert facts["layers"] == 2 and facts["tied_embeddings"] and facts["chat_template"] == "yes"
-    assert facts["weights"].startswith("15 Q8_0, 11 F32 tensors in 1 file")
+    assert facts["layers"] == 6 and facts["tied_embeddings"] and facts["chat_template"] == "yes"
+    assert facts["weights"].startswith("43 Q8_0, 31 F32 tensors in 1 file")
     assert facts["size_bytes"] == file.stat().st_size
     assert "small.gguf" in cli("show", str(file)).out
     assert "parameters" in cli("plan", str(file)).out
