@@ -48,9 +48,9 @@ def random_model(size: str, format: str) -> Qwen:
         elif packed and isinstance(module, torch.nn.Embedding):
             weight = torch.empty(module.weight.shape).normal_(0, 0.02)
             ready = ops.prepack(ops.quantize(weight, "int8", group_size=QUANTIZE["int8"]))
-            model.model.embed_tokens = QuantEmbedding(ready, dtype)
+            model.model.add_module("embed_tokens", QuantEmbedding(ready, dtype))
             if model.lm_head is None:
-                model.lm_head = QuantLinear(ready)
+                model.add_module("lm_head", QuantLinear(ready))
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
             if parameter.is_meta:
@@ -97,7 +97,7 @@ def forward(model: Qwen, sequences: int, tokens: int, context: int) -> Callable[
     return run
 
 
-def seconds(run: Callable[[], None], least: float = 0.5) -> float:
+def seconds(run: Callable[[], object], least: float = 0.5) -> float:
     """The median of calls that together take `least` seconds."""
     taken: list[float] = []
     while not taken or sum(taken) < least:

@@ -72,7 +72,8 @@ def config_of(
         values["head_dim"] = width
     if arch == "qwen2moe":
         values |= _experts(metadata, arch, values)
-    config = ModelConfig.from_dict(values, source=where)
+    given = {name: value for name, value in values.items() if value is not None}
+    config = ModelConfig.from_dict(given, source=where)
     _check_counts(config, tensors, arch, where)
     return config
 

@@ -87,3 +87,17 @@ def _moved(packed: Packed | KernelWeight, fn: Callable[[Tensor], Tensor]) -> Pac
 def is_packed(model: nn.Module) -> bool:
     """Whether any weight of the model is packed: such a model answers, but is not trained."""
     return any(isinstance(module, (QuantLinear, QuantEmbedding)) for module in model.modules())
+
+
+def prepack(model: nn.Module) -> None:
+    """Put every packed weight in the order of its device's kernels, where they have one. Once,
+    after loading; a weight that two modules share stays shared.
+    """
+    done: dict[int, Packed | KernelWeight] = {}
+    kept = []  # an id is only one object's while that lives
+    for module in model.modules():
+        if isinstance(module, (QuantLinear, QuantEmbedding)) and isinstance(module.packed, Packed):
+            kept.append(module.packed)
+            if id(module.packed) not in done:
+                done[id(module.packed)] = ops.prepack(module.packed)
+            module.packed = done[id(module.packed)]

@@ -96,6 +96,19 @@ def _load_gguf(
     return model.eval()
 
 
+def load_trainable(path: str | os.PathLike[str]) -> Qwen:
+    """The model in float32, to be trained. Errors: as `load_model`; CheckpointError for a packed
+    one, whose weights would stay as they are.
+    """
+    model = None if is_gguf(path) else load_model(path, torch.float32)
+    if model is None or is_packed(model):
+        raise CheckpointError(
+            f"{path} has packed weights or is a GGUF file; neither is trained.",
+            "Start from the unquantised checkpoint of the same model.",
+        )
+    return model
+
+
 def fill(
     model: Qwen,
     weights: Weights,
@@ -160,15 +173,14 @@ def _pack(
 
 def _place(model: Qwen, name: str, packed: Packed, dtype: torch.dtype) -> None:
     """Put a packed weight where the parameter `name` was; a tied embedding is the head as well."""
-    ready = ops.prepack(packed)
     owner = name.removesuffix(".weight")
     module = model.get_submodule(owner)
     if isinstance(module, Linear):
-        _set_module(model, owner, QuantLinear(ready, module.bias))
+        _set_module(model, owner, QuantLinear(packed, module.bias))
     else:
-        _set_module(model, owner, QuantEmbedding(ready, dtype))
+        _set_module(model, owner, QuantEmbedding(packed, dtype))
         if model.lm_head is None:
-            _set_module(model, "lm_head", QuantLinear(ready))
+            _set_module(model, "lm_head", QuantLinear(packed))
 
 
 def _set_module(model: nn.Module, name: str, module: nn.Module) -> None:

@@ -70,7 +70,8 @@ def spec_of_gguf(metadata: Mapping[str, Any], source: Path) -> TokenizerSpec:
     for name in ("eos", "padding"):
         index = metadata.get(f"{_KEY}{name}_token_id")
         if index is not None:
-            if type(index) is not int or index >= len(tokens) or tokens[index] not in added:
+            known = type(index) is int and 0 <= index < len(tokens)
+            if not known or tokens[index] not in added:
                 refuse(f"{name}_token_id", f"is {index!r:.40}, which is no special token")
             named["eos_token" if name == "eos" else "pad_token"] = tokens[index]
     return TokenizerSpec(pipeline_json(vocab, merges), vocab, added, skipped, named, source)

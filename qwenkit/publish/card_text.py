@@ -17,7 +17,6 @@ SKILLS: dict[str, dict[str, str]] = {
         "zh": "词汇范围内的句子翻译",
     },
     "tool_call": {"en": "One tool call out of 1–4 offered tools", "zh": "从一至四个工具中调用一个"},
-    "tool_none": {"en": "Saying that no offered tool fits", "zh": "说明没有合适的工具"},
     "tool_answer": {"en": "The sentence after a tool's answer", "zh": "根据工具结果作答"},
     "json_object": {"en": "A JSON object by a given schema", "zh": "按给定模式提取 JSON 对象"},
     "python_complete": {
@@ -106,6 +105,7 @@ TEXT: dict[str, dict[str, str]] = {
             "open conversation, no long texts.\n"
             "- Outside the wording of its training data it makes mistakes and does not notice "
             "them. Names, words and forms that it never saw are the usual cause.\n"
+            "- With tools on offer it calls one, also where none of them fits.\n"
             "- The numbers below say how it does on new questions of the same generators. They say "
             "nothing about other questions.\n"
             "- Do not use it for decisions, and check every answer."
@@ -167,6 +167,7 @@ TEXT: dict[str, dict[str, str]] = {
             "- 除了训练过的能力，它几乎什么都不会：没有知识，不能闲聊，不能写长文。\n"
             "- 遇到训练数据之外的说法，它会出错，而且自己察觉不到；"
             "没见过的名字、词语和句式是常见原因。\n"
+            "- 只要提供了工具，它就会调用其中一个，哪怕都不合适。\n"
             "- 下面的数字只说明它在同一批生成器的新题目上的表现，不代表其他题目。\n"
             "- 请不要用它做决定，每个答案都要核对。"
         ),

@@ -7,7 +7,7 @@ from qwenkit.tasks.synth.arithmetic import Arithmetic
 from qwenkit.tasks.synth.identity import Identity
 from qwenkit.tasks.synth.json_objects import JsonObject
 from qwenkit.tasks.synth.python_code import PythonComplete, PythonFill
-from qwenkit.tasks.synth.tools import ToolAnswer, ToolCall, ToolNone
+from qwenkit.tasks.synth.tools import ToolAnswer, ToolCall
 from qwenkit.tasks.synth.translation import Translation
 from qwenkit.tasks.synth.word_problems import WordProblems
 
@@ -19,7 +19,6 @@ TASKS: dict[str, Task] = {
         WordProblems(),
         Translation(),
         ToolCall(),
-        ToolNone(),
         ToolAnswer(),
         JsonObject(),
         PythonComplete(),

@@ -1,12 +1,11 @@
-"""Three skills: `tool_call` makes one right call out of 1–4 offered tools, `tool_none` says that
-none of them fits, `tool_answer` tells a call's result in a sentence.
+"""Two skills: `tool_call` makes one right call out of 1–4 offered tools, `tool_answer` tells its
+result in a sentence.
 
 A request names every argument word for word; the schema names the parameters, in variants, so both
-have to be read. One `tool_call` example in ten, and every `tool_none` example, offers no tool that
-fits, and the right answer is then `NO_TOOL`. A `tool_answer` example is a whole conversation of one
-to three rounds, calls included, so training on it also trains the call; one in twenty results is an
-error. Not covered: several calls in one turn, calls without a request, results that are not a JSON
-object.
+have to be read. A `tool_answer` example is a whole conversation of one to three rounds, calls
+included, so training on it also trains the call; one in twenty results is an error. Not covered:
+requests that no offered tool can serve, several calls in one turn, calls without a request, results
+that are not a JSON object.
 """
 
 from __future__ import annotations
@@ -20,10 +19,6 @@ from qwenkit.tasks.base import Example
 from qwenkit.tasks.synth.json_objects import same_json
 from qwenkit.tasks.synth.tool_pool import TOOLS, Tool, Values
 
-NO_TOOL = {
-    "en": "None of the offered tools fits this request.",
-    "zh": "提供的工具都不适合这个请求。",
-}
 FAILED = {"en": "The tool reports an error: {error}.", "zh": "工具出错了：{error}。"}
 ERRORS = {
     "en": (
@@ -36,7 +31,6 @@ ERRORS = {
     ),
     "zh": ("网络不通", "没有权限", "服务繁忙", "已经超时", "输入无效", "没有找到"),
 }
-UNFIT_SHARE = 0.1
 ERROR_SHARE = 0.05
 MORE_ROUNDS = (3, 4, 3)
 """Weights of 0, 1 and 2 more rounds in a `tool_answer` conversation. The definitions of the tools
@@ -45,14 +39,6 @@ are most of a prompt, so more rounds make much of them.
 MAX_DRAWS = 8
 ENGLISH_SCHEMA_SHARE = 0.25
 """Share of the Chinese examples whose tools are described in English, as is common."""
-
-# With no fitting tool on offer, a near one must not be there either: searching the web fits almost
-# any request, and a
-# reminder can be had from a timer.
-_NEAR = (
-    {"set_timer", "set_alarm", "add_todo", "add_event"},
-    {"calculate", "convert_currency"},
-)
 
 
 @dataclass(frozen=True)
@@ -67,21 +53,19 @@ class Offer:
 
 @dataclass(frozen=True)
 class Ask:
-    """What the user says, and the right call (None if no tool fits)."""
+    """What the user says, and the right call."""
 
     tool: Tool
     text: str
     values: Values
-    call: dict[str, Any] | None
+    call: dict[str, Any]
 
     def user(self) -> dict[str, Any]:
         """The user's message."""
         return {"role": "user", "content": self.text}
 
-    def assistant(self, lang: str) -> dict[str, Any]:
+    def assistant(self) -> dict[str, Any]:
         """The right assistant message."""
-        if self.call is None:
-            return {"role": "assistant", "content": NO_TOOL[lang]}
         return {
             "role": "assistant",
             "content": "",
@@ -89,26 +73,12 @@ class Ask:
         }
 
 
-def _near(tool: Tool) -> set[str]:
-    """First names of the tools that could also serve a request for `tool`."""
-    return {"search_web", tool.names[0]}.union(
-        *(group for group in _NEAR if tool.names[0] in group)
-    )
-
-
-def draw_offer(
-    rng: random.Random, lang: str, weights: tuple[int, ...], *, fits: bool = True
-) -> tuple[Tool, Offer]:
-    """A tool and an offer with it, or (`fits` false) with nothing near it.
-
-    `weights[i]` is the weight of offering i + 1 tools.
-    """
+def draw_offer(rng: random.Random, lang: str, weights: tuple[int, ...]) -> tuple[Tool, Offer]:
+    """A tool and an offer with it; `weights[i]` is the weight of offering i + 1 tools."""
     tool = rng.choice(TOOLS)
     count = rng.choices(range(1, len(weights) + 1), weights)[0]
     schema_lang = "en" if rng.random() < ENGLISH_SCHEMA_SHARE else lang
-    avoided = {tool.names[0]} if fits else _near(tool)
-    others = [other for other in TOOLS if other.names[0] not in avoided]
-    offered = rng.sample(others, count - fits) + ([tool] if fits else [])
+    offered = [tool, *rng.sample([other for other in TOOLS if other is not tool], count - 1)]
     rng.shuffle(offered)
     tools, names = [], {}
     for each in offered:
@@ -119,28 +89,24 @@ def draw_offer(
 
 
 def draw_ask(rng: random.Random, lang: str, tool: Tool, offer: Offer) -> Ask:
-    """A request that `tool` would serve; its call is None if the tool is not on offer."""
+    """A request that `tool`, which is on offer, serves."""
     values = tool.values(rng, lang)
     template = rng.choice(tool.asks[lang])
-    call = None
-    if tool.names[0] in offer.names:
-        name, slots = offer.names[tool.names[0]]
-        given = [each for each in tool.params if each.required or f"{{{each.slot}}}" in template]
-        arguments = {slots[param.slot]: values[param.slot] for param in given}
-        call = {"name": name, "arguments": arguments}
+    name, slots = offer.names[tool.names[0]]
+    given = [each for each in tool.params if each.required or f"{{{each.slot}}}" in template]
+    call = {"name": name, "arguments": {slots[each.slot]: values[each.slot] for each in given}}
     return Ask(tool, template.format(**values), values, call)
 
 
 class ToolCall:
-    """User request and offered tools → exactly one call, or `NO_TOOL`."""
+    """User request and offered tools → exactly one call."""
 
     name = "tool_call"
-    unfit_share = UNFIT_SHARE
 
     def sample(self, rng: random.Random, lang: str) -> Example:
-        tool, offer = draw_offer(rng, lang, (3, 3, 2, 2), fits=rng.random() >= self.unfit_share)
+        tool, offer = draw_offer(rng, lang, (3, 3, 2, 2))
         ask = draw_ask(rng, lang, tool, offer)
-        messages = [ask.user(), ask.assistant(lang)]
+        messages = [ask.user(), ask.assistant()]
         return Example(self.name, lang, messages=messages, tools=offer.tools)
 
     def score(self, example: Example, answer: dict[str, Any]) -> bool:
@@ -150,13 +116,6 @@ class ToolCall:
         if str(answer.get("content") or "").strip() != gold["content"]:
             return False
         return same_json(_calls(answer), _calls(gold))
-
-
-class ToolNone(ToolCall):
-    """User request and offered tools, none of which can serve it → `NO_TOOL`."""
-
-    name = "tool_none"
-    unfit_share = 1.0
 
 
 def _calls(message: dict[str, Any]) -> list[list[Any]]:
@@ -194,7 +153,7 @@ class ToolAnswer:
             sentence = tool.says[lang].format(**(ask.values | result))
         return [
             ask.user(),
-            ask.assistant(lang),
+            ask.assistant(),
             {"role": "tool", "content": json.dumps(result, ensure_ascii=False)},
             {"role": "assistant", "content": sentence},
         ]
