@@ -3,13 +3,14 @@ PYTHON ?= python3
 BIN := .venv/bin
 RECIPE ?= recipes/tiny.yaml
 
-.PHONY: help setup demo test check bench tiny
+.PHONY: help setup demo test check bench bench-fuzz tiny
 
 help:
 	@echo "make demo     ask the embedded model a question, in English and in Chinese"
 	@echo "make test     the whole test suite             (make test ARGS='-k tokenizer -x')"
 	@echo "make check    ruff and mypy"
 	@echo "make bench    start-up and first-token times, measured here"
+	@echo "make bench-fuzz   200,000 hostile GGUF and safetensors headers  (ARGS='--seed 1')"
 	@echo "make tiny     train the embedded models again  (one to three hours on two cores)"
 	@echo "make setup    only set up .venv                (PYTHON=python3.12 to choose the Python)"
 
@@ -30,6 +31,9 @@ check: setup
 
 bench: setup
 	$(BIN)/python bench/first_token.py
+
+bench-fuzz: setup
+	$(BIN)/python bench/fuzz_files.py $(ARGS)
 
 tiny: setup
 	$(BIN)/qwenkit train tokenizer $(RECIPE)

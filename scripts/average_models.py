@@ -1,6 +1,6 @@
 """The mean of the weights of checkpoints that share a training history, as one checkpoint.
 
-    python scripts/average_models.py out/tiny/average/model out/tiny/finish/model out/tiny/settle/model
+    python scripts/average_models.py out/average out/finish/model out/settle/model
 
 Fine-tuning that gains on some skills loses a little on others; where one run started from the
 other, the mean keeps most of both gains (Wortsman 2022, arXiv 2109.01903). The sum is taken in

@@ -119,7 +119,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "no factor": ({"rope_scaling": {"rope_type": "yarn"}}, "factor"),
     "sections": ({"rope_scaling": {"type": "mrope", "mrope_section": [1, 2]}}, "mrope_section"),
     "window": ({"use_sliding_window": True, "sliding_window": None}, "sliding_window"),
-    "quantised": ({"quantization_config": {"quant_method": "gptq"}}, "gptq"),
+    "quantised": ({"quantization_config": {"quant_method": "fp8"}}, "fp8"),
     "dual chunk": ({"dual_chunk_attention_config": {"chunk_size": 1}}, "dual_chunk"),
     "experts": ({"num_experts": 4, "num_experts_per_tok": 8}, "num_experts_per_tok"),
     "vision": ({"model_type": "qwen2_vl", "vision_config": 3}, "vision_config"),

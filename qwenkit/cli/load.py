@@ -43,6 +43,7 @@ def _load(options: LoadOptions, path: Path) -> LLM:
     return LLM(
         path,
         dtype=options.dtype,
+        quantize=options.quantize,
         device=check_device(options.device),
         max_model_len=options.max_model_len,
     )

@@ -25,8 +25,6 @@ CHUNK = 512
 PROGRAM_BYTES = 400 << 20
 """Resident size of Python with torch, measured on Linux x86-64."""
 BITS = {"fp32": 32.0, "bf16": 16.0, "int8": 8 + 24 / GROUP, "int4": 4 + 20 / GROUP}
-LOADABLE = ("fp32", "bf16")
-"""What this version runs; the others are for planning."""
 STEP = 256
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 _BINARY = {"ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
@@ -56,7 +54,7 @@ class Estimate:
 def estimate(config: ModelConfig, dtype: str, context: int, concurrency: int = 1) -> Estimate:
     """Memory of a model in `dtype` (a key of `BITS`)."""
     wide = 4 if dtype == "fp32" else 2
-    if dtype in LOADABLE:
+    if dtype in ("fp32", "bf16"):
         weights = config.num_parameters * wide
     else:
         body = config.num_non_embedding_parameters

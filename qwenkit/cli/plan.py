@@ -8,7 +8,6 @@ from typing import Any
 
 from qwenkit.cli.memory import (
     BITS,
-    LOADABLE,
     Estimate,
     available_memory,
     estimate,
@@ -19,6 +18,7 @@ from qwenkit.cli.memory import (
 from qwenkit.cli.output import hint, print_json, table
 from qwenkit.config import FAMILY, FamilyEntry, ModelConfig, find_family
 from qwenkit.errors import ConfigError, ModelNotFoundError, OptionError, QwenkitError
+from qwenkit.io.gguf_parts import is_gguf, read_gguf
 from qwenkit.io.hub import resolve
 from qwenkit.options import FamilyOptions, PlanOptions, suggest
 from qwenkit.utils import human_bytes, human_count, read_json
@@ -82,14 +82,12 @@ def plan(options: PlanOptions) -> int:
     table(["dtype", "weights", "cache", "working", "total", *titles], lines, right=[1, 2, 3, 4])
     for place in here:
         print(place)
-    if any(row.dtype not in LOADABLE for row in rows):
-        print("note: int8 and int4 are for planning (GPTQ and AWQ files), not run yet")
     hint(_next(options, rows, here, context))
     return 0
 
 
 def find_config(model: str) -> ModelConfig:
-    """A config by family name, folder, config.json or cached model; fetches nothing.
+    """A config by family name, folder, config.json, GGUF file or cached model; fetches nothing.
 
     Errors: ModelNotFoundError with the nearest name, ConfigError, FormatError.
     """
@@ -97,6 +95,8 @@ def find_config(model: str) -> ModelConfig:
     if entry is not None:
         return entry.config
     path = Path(model)
+    if is_gguf(path) and path.is_file():
+        return read_gguf(path).config()
     try:
         file = path if path.is_file() else resolve(model, offline=True) / "config.json"
     except QwenkitError as error:
@@ -123,12 +123,18 @@ def verdict(row: Estimate, place: Place, context: int) -> str:
 
 
 def _next(options: PlanOptions, rows: list[Estimate], here: list[Place], context: int) -> str:
-    bf16 = next(row for row in rows if row.dtype == "bf16")
-    answers = [verdict(bf16, place, context) for place in here]
-    if "fits" in answers:
-        return f"qwenkit run {options.model}"
-    flag = next((answer for answer in answers if answer.startswith("--")), None)
-    return f"qwenkit run {options.model} {flag}" if flag else "qwenkit family --fits"
+    run = f"qwenkit run {options.model}"
+    for row in rows:
+        if row.dtype == "fp32":
+            continue
+        packed = "" if row.dtype == "bf16" or is_gguf(options.model) else f" --quantize {row.dtype}"
+        answers = [verdict(row, place, context) for place in here]
+        if "fits" in answers:
+            return run + packed
+        flag = next((answer for answer in answers if answer.startswith("--")), None)
+        if flag:
+            return f"{run}{packed} {flag}"
+    return "qwenkit family --fits"
 
 
 def _as_json(
@@ -146,7 +152,7 @@ def _as_json(
                 "cache_bytes": row.cache,
                 "working_bytes": row.working,
                 "total_bytes": row.total,
-                "runs_in_this_version": row.dtype in LOADABLE,
+                "runs_in_this_version": True,
                 "fits": [row.total <= place.free for place in here],
                 "max_model_len_that_fits": [min(row.context_within(p.free), context) for p in here],
             }
@@ -197,7 +203,7 @@ def family(options: FamilyOptions) -> int:
         ["model", "params", "context", "licence", "bf16", "int4", "fits"], rows, right=[1, 2, 4, 5]
     )
     print(f"fits: weights and {FAMILY_CONTEXT} tokens of context in {here}")
-    print("context after the slash: with YaRN; int8 and int4: for planning, not run yet")
+    print("context after the slash: with YaRN; int8 and int4: --quantize, GPTQ and AWQ files")
     hint("qwenkit plan Qwen/NAME, then qwenkit pull Qwen/NAME")
     return 0
 

@@ -14,7 +14,9 @@ import yaml
 
 from qwenkit.cli.output import hint, pairs, print_json
 from qwenkit.config import FamilyEntry, GenerationConfig, ModelConfig, find_family
+from qwenkit.config.quantization import Quantization
 from qwenkit.errors import ModelNotFoundError, OfflineError, QwenkitError
+from qwenkit.io.gguf_parts import is_gguf, read_gguf
 from qwenkit.io.header import read_header
 from qwenkit.io.hub import resolve
 from qwenkit.io.index import find_weights
@@ -22,6 +24,7 @@ from qwenkit.io.names import directory_bytes
 from qwenkit.options import ShowOptions
 from qwenkit.prompt.chat import ChatTemplate
 from qwenkit.prompt.tokenizer import Tokenizer
+from qwenkit.prompt.tokenizer_gguf import end_ids_of_gguf, spec_of_gguf, template_of_gguf
 from qwenkit.utils import human_bytes, human_count, read_json
 
 _CARD_BYTES = 1 << 20
@@ -38,7 +41,8 @@ def show(options: ShowOptions) -> int:
         _print(options, facts_of_entry(entry))
         hint(f"qwenkit pull {entry.repo}")
         return 0
-    _print(options, {"model": options.model, **facts_of_folder(path)})
+    facts = facts_of_gguf(path) if is_gguf(path) else facts_of_folder(path)
+    _print(options, {"model": options.model, **facts})
     hint(f"qwenkit plan {options.model}")
     return 0
 
@@ -111,11 +115,37 @@ def facts_of_folder(path: Path) -> dict[str, Any]:
     return facts
 
 
+def facts_of_gguf(path: Path) -> dict[str, Any]:
+    """Everything that a GGUF file's header tells."""
+    gguf = read_gguf(path)
+    facts: dict[str, Any] = {"path": str(path), **facts_of_config(gguf.config())}
+    kinds = Counter(info.type.upper() for info in gguf.tensors.values())
+    counted = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
+    facts["quantisation"] = f"GGUF version {gguf.parts[0].header.version}"
+    files = {part.path.name: part.header.file_size for part in gguf.parts}
+    facts["weights"] = f"{counted} tensors in {len(files)} file{'s' if len(files) > 1 else ''}"
+    try:
+        tokenizer = Tokenizer(spec_of_gguf(gguf.metadata, gguf.path))
+        facts |= _tokenizer(tokenizer)
+        facts["chat_template"] = "yes" if template_of_gguf(gguf.metadata) else "none"
+    except QwenkitError as error:
+        facts["tokenizer"] = f"unreadable: {error}"
+    facts["end_tokens"] = list(end_ids_of_gguf(gguf.metadata))
+    licence_name = gguf.metadata.get("general.license")
+    facts["licence"] = licence_name if isinstance(licence_name, str) else None
+    facts["size_bytes"] = sum(files.values())
+    facts["files"] = files
+    return facts
+
+
 def _quantisation(value: Any) -> str | None:
-    if not isinstance(value, dict):
-        return None if value is None else str(value)
-    bits = f", {value['bits']} bits" if "bits" in value else ""
-    return f"{value.get('quant_method', 'unknown')}{bits} (this version cannot run it)"
+    if value is None:
+        return None
+    try:
+        how = Quantization.from_dict(value)
+    except QwenkitError as error:
+        return f"this version cannot run it: {error}"
+    return f"{how.method}, {how.bits} bits, groups of {how.group_size or 'whole rows'}"
 
 
 def _weights(path: Path) -> dict[str, Any]:
@@ -135,15 +165,18 @@ def _text_side(path: Path) -> dict[str, Any]:
         tokenizer = Tokenizer.from_dir(path)
     except QwenkitError as error:
         return {"tokenizer": f"unreadable: {error}"}
-    facts: dict[str, Any] = {
-        "tokenizer": f"{tokenizer.vocab_size} tokens, {len(tokenizer.special_ids)} of them special"
-    }
+    facts = _tokenizer(tokenizer)
     try:
         ChatTemplate.from_dir(path, tokenizer)
         facts["chat_template"] = "yes"
     except QwenkitError as error:
         facts["chat_template"] = f"none: {error.message}"
     return facts
+
+
+def _tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:
+    special = len(tokenizer.special_ids)
+    return {"tokenizer": f"{tokenizer.vocab_size} tokens, {special} of them special"}
 
 
 def licence(path: Path) -> str | None:

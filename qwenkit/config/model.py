@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from qwenkit.config.fields import typed
+from qwenkit.config.quantization import Quantization
 from qwenkit.errors import ConfigError
 from qwenkit.utils import read_json
 
@@ -82,6 +83,7 @@ class ModelConfig:
     decoder_sparse_step: int = 1
     mlp_only_layers: list[int] = field(default_factory=list)
     vision: VisionConfig | None = None
+    quantization: Quantization | None = None
 
     def __post_init__(self) -> None:
         _check(self)
@@ -114,6 +116,7 @@ class ModelConfig:
         if not self.is_moe:
             values = {key: value for key, value in values.items() if key not in moe}
         vision = values.pop("vision")
+        del values["quantization"]
         if vision is not None:
             values["vision_config"] = vision
         if self.sliding_window is None:
@@ -235,13 +238,6 @@ def _read_fields(values: dict[str, Any], source: str) -> dict[str, Any]:
             f"{source}: model_type is {model_type!r}; supported are {supported}.",
             "Use a Qwen2, Qwen2.5, Qwen2-MoE or Qwen2-VL checkpoint.",
         )
-    if values.get("quantization_config") is not None:
-        method = values["quantization_config"]
-        method = method.get("quant_method") if isinstance(method, dict) else method
-        raise ConfigError(
-            f"{source}: quantization_config {method!r} is not supported yet.",
-            "Use the unquantised checkpoint of the same model.",
-        )
     if values.get("dual_chunk_attention_config") is not None:
         raise ConfigError(
             f"{source}: dual_chunk_attention_config is not supported.",
@@ -264,8 +260,11 @@ def _read_fields(values: dict[str, Any], source: str) -> dict[str, Any]:
     values.setdefault("num_key_value_heads", values["num_attention_heads"])
     known: dict[str, Any] = {}
     for spec in dataclasses.fields(ModelConfig):
-        if spec.name != "vision" and values.get(spec.name) is not None:
+        if spec.name not in ("vision", "quantization") and values.get(spec.name) is not None:
             known[spec.name] = typed(spec.name, values[spec.name], str(spec.type), source)
+    if values.get("quantization_config") is not None:
+        packing = values["quantization_config"]
+        known["quantization"] = Quantization.from_dict(packing, source=source)
     if model_type == "qwen2_vl":
         known["vision"] = _read_vision(values.get("vision_config"), source)
     head_dim = values.get("head_dim")

@@ -97,7 +97,9 @@ def _cells(row: Row) -> tuple[str, str]:
 
 
 def weight_digests(model_dir: Path | None) -> dict[str, str]:
-    """SHA-256 of every safetensors file of a model folder, by name."""
+    """SHA-256 of every safetensors file of a model folder, or of a GGUF file, by name."""
     if model_dir is None:
         return {}
+    if model_dir.is_file():
+        return {model_dir.name: sha256_file(model_dir)}
     return {path.name: sha256_file(path) for path in sorted(model_dir.glob("*.safetensors"))}

@@ -229,6 +229,7 @@ def _load(options: EvalOptions) -> LLM:
     return LLM(
         options.model,
         dtype=options.dtype,
+        quantize=options.quantize,
         device=options.device,
         source=options.source,
         offline=options.offline,

@@ -5,11 +5,12 @@
     path = resolve("Qwen/Qwen2.5-0.5B-Instruct@main", source="modelscope")
 
 How a name is read, in this order: `tiny` and `tiny-instruct` are the embedded models (write
-`./tiny` for a folder); an existing folder is a local model and must have a config.json; anything
-else is `org/name[@revision]`. A complete copy in either cache is taken without asking a hub;
-`refresh=True` asks for a newer one. With source "auto" Hugging Face comes first, and ModelScope if
-that is unreachable or has no such model. QWENKIT_HUB=huggingface|modelscope replaces "auto";
-HF_HUB_OFFLINE=1 or QWENKIT_OFFLINE=1 forbids the network.
+`./tiny` for a folder); an existing folder is a local model and must have a config.json; a .gguf
+file is a model by itself; anything else is `org/name[@revision]`. A complete copy in either cache
+is taken without asking a hub; `refresh=True` asks for a newer one. With source "auto" Hugging Face
+comes first, and ModelScope if that is unreachable or has no such model.
+QWENKIT_HUB=huggingface|modelscope replaces "auto"; HF_HUB_OFFLINE=1 or QWENKIT_OFFLINE=1 forbids
+the network.
 
 Names from a request are none of this module's business: a server compares them with what it serves.
 Imports no torch.
@@ -26,6 +27,7 @@ from types import ModuleType
 from qwenkit.config import FAMILY
 from qwenkit.errors import HubError, ModelNotFoundError, OfflineError, OptionError
 from qwenkit.io import huggingface, modelscope
+from qwenkit.io.gguf_parts import is_gguf
 from qwenkit.io.header import shown
 from qwenkit.io.http import StatusError
 from qwenkit.io.names import CachedModel, ModelRef, Progress, directory_bytes
@@ -47,7 +49,7 @@ def resolve(
     progress: Progress | None = None,
     refresh: bool = False,
 ) -> Path:
-    """The directory of a model, downloaded into the hub's own cache if need be.
+    """The directory (or the .gguf file) of a model, downloaded into the hub's own cache if need be.
 
     `offline` None follows the environment. `progress(file, done, total)` is called while bytes
     arrive.
@@ -128,12 +130,17 @@ def _local(ref: str | os.PathLike[str]) -> Path | None:
         return path
     if is_folder:
         raise ModelNotFoundError(
-            f"{shown(text)} is a folder without config.json.", "Give a model's folder."
+            f"{shown(text)} is a folder without config.json.",
+            "Give a model's folder, or the .gguf file itself.",
         )
+    if exists and is_gguf(path):
+        return path
     if exists:
         raise ModelNotFoundError(
-            f"{shown(text)} is a file.", "Give the folder that holds the model."
+            f"{shown(text)} is a file.", "Give the folder that holds the model, or a .gguf file."
         )
+    if is_gguf(path):
+        raise ModelNotFoundError(f"There is no file {shown(text)}.", "Check the path.")
     if text.startswith((".", "/", "~")) or not isinstance(ref, str):
         raise ModelNotFoundError(f"There is no folder {shown(text)}.", "Check the path.")
     return None

@@ -162,7 +162,7 @@ def _no_weights(directory: Path, present: set[str]) -> FormatError:
     if gguf:
         return FormatError(
             f"{directory} has its weights only as GGUF ({few(gguf)}).",
-            "Take the safetensors model.",
+            "Give the .gguf file itself.",
         )
     return FormatError(
         f"{directory} has neither {WEIGHTS_NAME} nor {INDEX_NAME}.", "Give a model's directory."

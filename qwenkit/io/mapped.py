@@ -1,5 +1,5 @@
-"""One safetensors file, memory-mapped: tensors are views of the file's pages, read when they are
-touched.
+"""Files mapped into memory, safetensors files among them: tensors are views of the file's pages,
+read when they are touched.
 
 The map is private (copy on write): an in-place operation on a tensor changes this process's page,
 never the file. A view is only as good as its file. `tensor` therefore compares the path with what
@@ -17,6 +17,7 @@ import os
 import sys
 from collections.abc import KeysView
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -30,6 +31,9 @@ from qwenkit.io.header import (
     open_regular,
     shown,
 )
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 TORCH_DTYPES: dict[str, torch.dtype] = {
     "BOOL": torch.bool,
@@ -55,35 +59,34 @@ TORCH_DTYPES: dict[str, torch.dtype] = {
 _MAP_NORESERVE = 0x4000 if sys.platform == "linux" else 0
 
 
-class SafetensorsFile:
-    """A validated, mapped safetensors file. Also a context manager; tensors outlive `close`.
+class MappedFile:
+    """A regular file, mapped whole, that knows whether it was changed since. Also a context
+    manager; tensors outlive `close`.
 
-    Errors of the constructor: FormatError, see `read_header`.
+    Errors of the constructor: FormatError.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], fd: int, status: os.stat_result) -> None:
         if sys.byteorder != "little":
             raise FormatError(
                 f"{path} holds little-endian numbers; this machine is big-endian.",
                 "Use another machine.",
             )
         self.path = os.fspath(path)
-        with open_regular(path) as (fd, status):
-            self.header: SafetensorsHeader = header_of(fd, status.st_size, self.path)
-            try:
-                self._map: mmap.mmap | None = mmap.mmap(
-                    fd,
-                    status.st_size,
-                    flags=mmap.MAP_PRIVATE | _MAP_NORESERVE,
-                    prot=mmap.PROT_READ | mmap.PROT_WRITE,
-                )
-            except OSError as error:
-                raise FormatError(
-                    f"{path} cannot be mapped: {error.strerror}.", "Copy it to a local disk."
-                ) from error
-            self._identity = _identity(status)
+        try:
+            self._map: mmap.mmap | None = mmap.mmap(
+                fd,
+                status.st_size,
+                flags=mmap.MAP_PRIVATE | _MAP_NORESERVE,
+                prot=mmap.PROT_READ | mmap.PROT_WRITE,
+            )
+        except OSError as error:
+            raise FormatError(
+                f"{path} cannot be mapped: {error.strerror}.", "Copy it to a local disk."
+            ) from error
+        self._identity = _identity(status)
 
-    def __enter__(self) -> SafetensorsFile:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -97,6 +100,40 @@ class SafetensorsFile:
     def close(self) -> None:
         """Let go of the map; its pages stay until the last tensor made from it is gone."""
         self._map = None
+
+    def view(self, begin: int, count: int) -> Tensor:
+        """`count` ≥ 1 bytes of the map as uint8. Errors: FormatError for a closed file."""
+        if self._map is None:
+            raise FormatError(f"{self.path} is closed.", "Open it again.")
+        return torch.frombuffer(self._map, dtype=torch.uint8, count=count, offset=begin)
+
+    def verify(self) -> None:
+        """Compare the file with what was opened. Errors: FormatError if it was replaced, changed or
+        removed.
+        """
+        try:
+            status = os.stat(self.path)
+        except OSError as error:
+            raise FormatError(f"{self.path} was removed while in use.", FETCH_AGAIN) from error
+        self._compare(status)
+
+    def _compare(self, status: os.stat_result) -> None:
+        if _identity(status) != self._identity:
+            raise FormatError(
+                f"{self.path} was replaced or changed while in use.",
+                "Load the model again once the file is at rest.",
+            )
+
+
+class SafetensorsFile(MappedFile):
+    """A validated, mapped safetensors file. Errors of the constructor: FormatError, see
+    `read_header`.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        with open_regular(path) as (fd, status):
+            self.header: SafetensorsHeader = header_of(fd, status.st_size, os.fspath(path))
+            super().__init__(path, fd, status)
 
     def keys(self) -> KeysView[str]:
         """Tensor names, in the order of the data."""
@@ -117,12 +154,10 @@ class SafetensorsFile:
         """
         entry = self._entry(name)
         self.verify()
-        if self._map is None:
-            raise FormatError(f"{self.path} is closed.", "Open it again.")
-        if not entry.nbytes:
+        if not entry.nbytes and self._map is not None:
             return torch.empty(entry.shape, dtype=TORCH_DTYPES[entry.dtype])
         start = self.header.data_start + entry.begin
-        data = torch.frombuffer(self._map, dtype=torch.uint8, count=entry.nbytes, offset=start)
+        data = self.view(start, entry.nbytes)
         if start % TORCH_DTYPES[entry.dtype].itemsize:
             data = data.clone()
         return self._typed(data, entry, name)
@@ -138,23 +173,6 @@ class SafetensorsFile:
             _read_into(fd, data.numpy().data, self.header.data_start + entry.begin, self.path)
             self._compare(os.fstat(fd))
         return self._typed(data, entry, name)
-
-    def verify(self) -> None:
-        """Compare the file with what was opened. Errors: FormatError if it was replaced, changed or
-        removed.
-        """
-        try:
-            status = os.stat(self.path)
-        except OSError as error:
-            raise FormatError(f"{self.path} was removed while in use.", FETCH_AGAIN) from error
-        self._compare(status)
-
-    def _compare(self, status: os.stat_result) -> None:
-        if _identity(status) != self._identity:
-            raise FormatError(
-                f"{self.path} was replaced or changed while in use.",
-                "Load the model again once the file is at rest.",
-            )
 
     def _entry(self, name: str) -> TensorInfo:
         try:

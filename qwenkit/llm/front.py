@@ -31,11 +31,13 @@ from qwenkit.engine import Driver, Engine
 from qwenkit.errors import ConfigError, ContextLengthError, RequestError
 from qwenkit.io.hub import Progress
 from qwenkit.io.hub import resolve as resolve_ref
+from qwenkit.llm.files import TemplateLoader, read_files
 from qwenkit.llm.job import Job, Query
 from qwenkit.llm.queries import Messages, QueryMaker, Tools, as_prompts
 from qwenkit.llm.results import ChatResult, Completion, StreamDelta
 from qwenkit.llm.run import arun, run
 from qwenkit.model.batch import Batch
+from qwenkit.model.linear import prepack
 from qwenkit.model.load import load_model
 from qwenkit.model.qwen import Qwen
 from qwenkit.prompt.chat import ChatTemplate, Prompt
@@ -51,10 +53,11 @@ class LLM:
     """A model with its tokenizer, chat template and engine.
 
     Args:
-        model: "tiny", "tiny-instruct", a folder, or org/name[@revision] on a hub; or a `Qwen`
-            already in memory (then `tokenizer` is needed, and `template` to chat).
+        model: "tiny", "tiny-instruct", a folder, a .gguf file, or org/name[@revision] on a hub; or
+            a `Qwen` already in memory (then `tokenizer` is needed, and `template` to chat).
         dtype: "auto" (the checkpoint's, as `load_model` says), "bfloat16", "float32", "float16",
             or a torch.dtype.
+        quantize: "int4" or "int8" packs the weights while loading.
         device: "cpu", "cuda" …; by default CUDA where there is a GPU.
         revision, source, offline, progress: as in `qwenkit.io.hub.resolve`.
         max_model_len: longest prompt + max_tokens; by default the model's context.
@@ -69,6 +72,7 @@ class LLM:
         model: str | os.PathLike[str] | Qwen = "tiny-instruct",
         *,
         dtype: str | torch.dtype = "auto",
+        quantize: str | None = None,
         device: str | torch.device | None = None,
         revision: str | None = None,
         source: str = "auto",
@@ -89,15 +93,18 @@ class LLM:
             self.path = resolve_ref(
                 self.name if revision else model, source=source, offline=offline, progress=progress
             )
-            self.tokenizer = tokenizer or Tokenizer.from_dir(self.path)
-            self.generation = generation or GenerationConfig.from_dir(self.path)
+            files = read_files(self.path, tokenizer, generation)
+            self.tokenizer, self.generation = files.tokenizer, files.generation
+            load_template: TemplateLoader | None = files.load_template
             device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-            self.model = load_model(self.path, dtype, device)
+            self.model = load_model(files.weights, dtype, device, quantize=quantize)
+            prepack(self.model)
         else:
             if tokenizer is None:
                 raise ConfigError("A model in memory needs its tokenizer.", "Give tokenizer=….")
             self.name, self.model, self.tokenizer = "in-memory", model, tokenizer
             self.generation = generation or GenerationConfig(model.config.eos_token_ids)
+            load_template = None
         self.config = self.model.config
         self._check_vocabulary()
         engine = Engine(
@@ -109,7 +116,8 @@ class LLM:
             max_model_len=max_model_len,
             vocab_size=self.tokenizer.vocab_size,
         )
-        self._queries = QueryMaker(self.tokenizer, self.generation, engine, template, self.path)
+        text_side = (self.tokenizer, self.generation, template, load_template)
+        self._queries = QueryMaker(engine, *text_side)
         self._driver = Driver(engine)
         self._names = itertools.count()
         # Runs when the object goes, and at the interpreter's exit.

@@ -6,12 +6,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from qwenkit.config import GenerationConfig
 from qwenkit.engine import Engine, Request
 from qwenkit.errors import ConfigError, ContextLengthError, RequestError
+from qwenkit.llm.files import TemplateLoader
 from qwenkit.llm.job import Query
 from qwenkit.llm.sampling import resolve
 from qwenkit.prompt.chat import ChatTemplate, Prompt
@@ -32,14 +32,14 @@ class QueryMaker:
 
     def __init__(
         self,
+        engine: Engine,
         tokenizer: Tokenizer,
         generation: GenerationConfig,
-        engine: Engine,
         template: ChatTemplate | None,
-        path: Path | None,
+        load_template: TemplateLoader | None,
     ) -> None:
         self.tokenizer, self.generation, self.engine = tokenizer, generation, engine
-        self._template, self._path = template, path
+        self._template, self._load_template = template, load_template
         self._config = engine.model.config
         special = tokenizer.special_ids
         self._turn_ends = [special[token] for token in END_OF_TURN if token in special]
@@ -51,9 +51,9 @@ class QueryMaker:
         """
         if self._template is not None:
             return self._template
-        if self._path is None:
+        if self._load_template is None:
             raise ConfigError("A model in memory needs a template to chat.", "Give template=….")
-        return ChatTemplate.from_dir(self._path, self.tokenizer)
+        return self._load_template()
 
     def render(self, messages: str | Messages, tools: Tools | None, **options: Any) -> Prompt:
         """A text is one user message."""

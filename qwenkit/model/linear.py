@@ -6,10 +6,13 @@ weights, low-rank adapters, any stack of them.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
 from qwenkit import ops
+from qwenkit.ops import KernelWeight, Packed
 
 
 class Linear(nn.Module):
@@ -27,3 +30,74 @@ class Linear(nn.Module):
     def dense(self) -> Tensor:
         """The weight as a plain (out, in) tensor."""
         return self.weight
+
+
+class QuantLinear(nn.Module):
+    """A `Linear` whose weight stays packed; its bias, if any, is a parameter like a Linear's.
+
+    The packed tensors are no parameters: they have no gradient and no place in a state dict.
+    `.to(device)` moves them; `.to(dtype)` leaves them alone.
+    """
+
+    def __init__(self, packed: Packed | KernelWeight, bias: nn.Parameter | None = None) -> None:
+        super().__init__()
+        self.out_features, self.in_features = packed.shape
+        self.packed, self.bias = packed, bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.qlinear(x, self.packed, self.bias)
+
+    def dense(self) -> Tensor:
+        """The weight as a plain (out, in) float32 tensor, as its format defines it."""
+        return ops.dequantize(self.packed)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> QuantLinear:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.packed = _moved(self.packed, fn)
+        return self
+
+
+class QuantEmbedding(nn.Module):
+    """An embedding whose rows stay packed: ids (N) → (N, C) of `dtype`.
+
+    A tied head is a `QuantLinear` on the same `Packed`.
+    """
+
+    def __init__(self, packed: Packed | KernelWeight, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.packed, self.dtype = packed, dtype
+
+    def forward(self, ids: Tensor) -> Tensor:
+        if isinstance(self.packed, KernelWeight):
+            return self.packed.dense(ids).to(self.dtype)
+        return ops.dequantize(self.packed.rows(ids)).to(self.dtype)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> QuantEmbedding:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.packed = _moved(self.packed, fn)
+        self.dtype = fn(torch.empty(0, dtype=self.dtype)).dtype
+        return self
+
+
+def _moved(packed: Packed | KernelWeight, fn: Callable[[Tensor], Tensor]) -> Packed | KernelWeight:
+    """`packed` on the device to which `fn` moves tensors; what `fn` does to dtypes is left out."""
+    return packed.to(fn(torch.empty(0, dtype=torch.uint8, device=packed.device)).device)
+
+
+def is_packed(model: nn.Module) -> bool:
+    """Whether any weight of the model is packed: such a model answers, but is not trained."""
+    return any(isinstance(module, (QuantLinear, QuantEmbedding)) for module in model.modules())
+
+
+def prepack(model: nn.Module) -> None:
+    """Put every packed weight in the order of its device's kernels, where they have one. Once,
+    after loading; a weight that two modules share stays shared.
+    """
+    done: dict[int, Packed | KernelWeight] = {}
+    kept = []  # an id is only one object's while that lives
+    for module in model.modules():
+        if isinstance(module, (QuantLinear, QuantEmbedding)) and isinstance(module.packed, Packed):
+            kept.append(module.packed)
+            if id(module.packed) not in done:
+                done[id(module.packed)] = ops.prepack(module.packed)
+            module.packed = done[id(module.packed)]

@@ -1,10 +1,16 @@
-"""From a checkpoint directory to a model, and back.
+"""From a checkpoint to a model, and back.
 
 The model is built on the meta device (no memory), its names and shapes are held against the files'
 headers, and only then are tensors read, one at a time, into the wanted dtype and device. Strict: a
 missing, extra or misshapen tensor is an error that names it with what was expected and what was
-found. Tensors are private copies, so that a file replaced or truncated later cannot harm a running
-model.
+found. Tensors of safetensors are private copies, so that a file replaced or truncated later cannot
+harm a running model. Packed weights (GPTQ, AWQ, GGUF) stay packed: their modules become
+`QuantLinear`. Those of GGUF stay in the mapped file, which must be left alone meanwhile.
+
+`quantize` packs a float checkpoint on the way: every matrix of the decoder to the asked format, the
+head to int8, one at a time, so that a model can be loaded that fits only when packed. A separate
+embedding keeps the file's 16 bits; one that is also the head is int8 as a whole. Norms, biases and
+the routers of experts stay floats.
 """
 
 from __future__ import annotations
@@ -18,52 +24,168 @@ from torch import Tensor, nn
 
 from qwenkit import ops
 from qwenkit.config import ModelConfig
-from qwenkit.errors import CheckpointError, ConfigError
+from qwenkit.errors import CheckpointError, ConfigError, OptionError
+from qwenkit.io.gguf import Gguf, GgufModel, is_gguf, read_gguf
 from qwenkit.io.safetensors import Checkpoint, save_file, save_sharded
+from qwenkit.model.gguf import GgufWeights
 from qwenkit.model.layers import RMSNorm
+from qwenkit.model.linear import Linear, QuantEmbedding, QuantLinear, is_packed
+from qwenkit.model.published import PublishedWeights
 from qwenkit.model.qwen import Qwen
+from qwenkit.model.weights import DenseWeights, Weights, few, unfit
+from qwenkit.ops import Packed
 from qwenkit.utils import write_json
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
-_FLOATS = (*DTYPES.values(), torch.float64)
-_SHOWN = 5
+QUANTIZE = {"int4": 64, "int8": 128}
+"""What a checkpoint can be packed to while loading → inputs that share a scale."""
 _SHARD_BYTES = 4_500_000_000
 _log = logging.getLogger("qwenkit.model")
 
 
 def load_model(
-    path: str | os.PathLike[str],
+    path: str | os.PathLike[str] | GgufModel,
     dtype: str | torch.dtype = "auto",
     device: str | torch.device = "cpu",
     *,
+    quantize: str | None = None,
     check_finite: bool = False,
 ) -> Qwen:
-    """Load a checkpoint directory as published (config.json, safetensors single or sharded).
+    """Load a checkpoint directory as published (config.json, safetensors single or sharded), or a
+    GGUF file, given by its name or as `read_gguf` has read it.
 
     `dtype` "auto" takes the checkpoint's own, with two exceptions: float16 overflows in this family
     and runs as bfloat16, and bfloat16 runs as float32 on a CPU that has no instructions for it.
+    `quantize` (a key of `QUANTIZE`) packs the weights on the way.
     `check_finite` reads every weight and refuses nan and inf, naming the tensor.
-    Errors: ConfigError, FormatError, CheckpointError.
+    Errors: ConfigError, FormatError, CheckpointError, OptionError.
     """
+    if isinstance(path, GgufModel) or is_gguf(path):
+        opened = path if isinstance(path, GgufModel) else read_gguf(path)
+        return _load_gguf(opened, dtype, device, quantize, check_finite)
     config = ModelConfig.from_dir(path)
     target = resolve_dtype(config, dtype, torch.device(device))
     model = empty_model(config)
     with Checkpoint.open(Path(path)) as checkpoint:
-        aliases = _match(model, checkpoint, config, str(path))
-        state: dict[str, Tensor] = {}
-        for name in model.state_dict():
-            tensor = checkpoint.read(name)
-            if check_finite and not bool(tensor.isfinite().all()):
-                raise CheckpointError(f"{path}: {name} holds nan or inf.", "Fetch the model again.")
-            state[name] = tensor.to(device=device, dtype=target)
-        for name in aliases:
+        how = config.quantization
+        weights = PublishedWeights(checkpoint, how) if how else DenseWeights(checkpoint)
+        for name in match(model, weights, config):
             if not torch.equal(checkpoint.tensor(name), checkpoint.tensor(_EMBEDDING)):
                 raise CheckpointError(
                     f"{path}: {name} differs from {_EMBEDDING}, but config.json ties them.",
                     "Set tie_word_embeddings to false.",
                 )
-    model.load_state_dict(state, assign=True)
+        fill(model, weights, target, device, quantize=quantize, check_finite=check_finite)
     return model.eval()
+
+
+def _load_gguf(
+    opened: GgufModel,
+    dtype: str | torch.dtype,
+    device: str | torch.device,
+    quantize: str | None,
+    check_finite: bool,
+) -> Qwen:
+    config = opened.config()
+    target = resolve_dtype(config, dtype, torch.device(device))
+    model = empty_model(config)
+    with Gguf(opened) as gguf:
+        weights = GgufWeights(gguf, config.num_experts)
+        match(model, weights, config)
+        fill(model, weights, target, device, quantize=quantize, check_finite=check_finite)
+    return model.eval()
+
+
+def load_trainable(path: str | os.PathLike[str]) -> Qwen:
+    """The model in float32, to be trained. Errors: as `load_model`; CheckpointError for a packed
+    one, whose weights would stay as they are.
+    """
+    model = None if is_gguf(path) else load_model(path, torch.float32)
+    if model is None or is_packed(model):
+        raise CheckpointError(
+            f"{path} has packed weights or is a GGUF file; neither is trained.",
+            "Start from the unquantised checkpoint of the same model.",
+        )
+    return model
+
+
+def fill(
+    model: Qwen,
+    weights: Weights,
+    dtype: torch.dtype,
+    device: str | torch.device,
+    *,
+    quantize: str | None = None,
+    check_finite: bool = False,
+) -> None:
+    """Read every tensor of a matched model, one at a time; packed ones replace their module.
+
+    Errors: OptionError for an unknown `quantize`, or where the weights are packed already; those of
+    reading.
+    """
+    if quantize is not None and quantize not in QUANTIZE:
+        raise OptionError(
+            f"quantize is {quantize!r}.", f"It can be {' or '.join(QUANTIZE)}, or left out."
+        )
+    state: dict[str, Tensor] = {}
+    for name in list(model.state_dict()):
+        found = weights.read(name)
+        if check_finite and not _finite(found):
+            raise CheckpointError(
+                f"{weights.path}: {name} holds nan or inf.", "Fetch the model again."
+            )
+        if quantize is not None and isinstance(found, Packed):
+            raise OptionError(
+                f"{weights.path} is packed already ({name} is {found.format}).",
+                "Leave quantize out.",
+            )
+        if quantize is not None and isinstance(found, Tensor):
+            found = _pack(model, name, found, quantize, dtype)
+        if isinstance(found, Packed):
+            _place(model, name, found.to(device), dtype)
+        else:
+            state[name] = found.to(device=device, dtype=dtype)
+    model.load_state_dict(state, assign=True)
+
+
+def _finite(found: Tensor | Packed) -> bool:
+    weight = ops.dequantize(found) if isinstance(found, Packed) else found
+    return bool(weight.isfinite().all())
+
+
+def _pack(
+    model: Qwen, name: str, weight: Tensor, quantize: str, dtype: torch.dtype
+) -> Tensor | Packed:
+    """The tensor as `quantize` wants it kept."""
+    owner = name.rpartition(".")[0]
+    tied = model.lm_head is None
+    if name == _EMBEDDING and not tied:
+        kept = {torch.bfloat16: "bf16", torch.float16: "f16"}.get(weight.dtype)
+        wider = dtype.itemsize > weight.element_size()
+        return ops.quantize(weight, kept) if kept and wider else weight
+    if name == _EMBEDDING or owner == "lm_head":
+        return ops.quantize(weight, "int8", group_size=QUANTIZE["int8"])
+    router = owner.endswith((".gate", ".shared_expert_gate"))
+    if router or weight.ndim != 2 or not isinstance(model.get_submodule(owner), Linear):
+        return weight
+    return ops.quantize(weight, quantize, group_size=QUANTIZE[quantize])
+
+
+def _place(model: Qwen, name: str, packed: Packed, dtype: torch.dtype) -> None:
+    """Put a packed weight where the parameter `name` was; a tied embedding is the head as well."""
+    owner = name.removesuffix(".weight")
+    module = model.get_submodule(owner)
+    if isinstance(module, Linear):
+        _set_module(model, owner, QuantLinear(packed, module.bias))
+    else:
+        _set_module(model, owner, QuantEmbedding(packed, dtype))
+        if model.lm_head is None:
+            _set_module(model, "lm_head", QuantLinear(packed))
+
+
+def _set_module(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, module)
 
 
 _EMBEDDING = "model.embed_tokens.weight"
@@ -103,35 +225,30 @@ def resolve_dtype(
     return DTYPES[name]
 
 
-def _match(model: Qwen, checkpoint: Checkpoint, config: ModelConfig, path: str) -> list[str]:
-    """Hold names, shapes and dtypes against the model; return the aliases of tied tensors."""
+def match(model: Qwen, weights: Weights, config: ModelConfig) -> list[str]:
+    """Hold names, shapes and dtypes against the model; return the aliases of tied tensors.
+
+    Errors: CheckpointError naming what is missing, unexpected or misshapen.
+    """
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    found = set(checkpoint.keys())
-    missing = sorted(expected.keys() - found)
-    extra = sorted(n for n in found - expected.keys() if not n.endswith("rotary_emb.inv_freq"))
+    found = weights.shapes()
+    missing = sorted(expected.keys() - found.keys())
+    extra = sorted(name for name in found.keys() - expected.keys() if not weights.ignorable(name))
     aliases = ["lm_head.weight"] if config.tie_word_embeddings and "lm_head.weight" in extra else []
     extra = [name for name in extra if name not in aliases]
-    problems = [f"missing {_few(missing)}"] if missing else []
-    problems += [f"unexpected {_few(extra)}"] if extra else []
+    problems = [f"missing {few(missing)}"] if missing else []
+    problems += [f"unexpected {few(extra)}"] if extra else []
     wrong = []
-    for name in sorted(expected.keys() & found):
-        dtype, shape = checkpoint.info(name)
-        if tuple(shape) != expected[name]:
-            wrong.append(f"{name} is {list(shape)}, expected {list(expected[name])}")
-        elif dtype not in _FLOATS:
-            wrong.append(f"{name} is {str(dtype).removeprefix('torch.')}, expected a float type")
-    problems += [_few(wrong)] if wrong else []
+    for name in sorted(expected.keys() & found.keys()):
+        fault = weights.fault(name)
+        if found[name] != expected[name]:
+            wrong.append(f"{name} is {list(found[name])}, expected {list(expected[name])}")
+        elif fault is not None:
+            wrong.append(fault)
+    problems += [few(wrong)] if wrong else []
     if problems:
-        raise CheckpointError(
-            f"{path} does not fit its config.json: {'; '.join(problems)}.",
-            "Fetch the model again, or mend config.json.",
-        )
+        raise unfit(weights.path, "; ".join(problems))
     return aliases
-
-
-def _few(names: list[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more
 
 
 def init_model(config: ModelConfig, seed: int = 0, dtype: torch.dtype = torch.float32) -> Qwen:
@@ -163,9 +280,13 @@ def save_model(
     laid out.
 
     Each file appears whole or not at all; config.json comes last, so a directory that has one is
-    complete.
+    complete. Errors: CheckpointError for a model with packed weights.
     """
     path = Path(path)
+    if is_packed(model):
+        raise CheckpointError(
+            "A model with packed weights cannot be saved.", "Load it without quantising."
+        )
     target = dtype or model.dtype
     state = {
         name: tensor.detach().to("cpu", target).contiguous()

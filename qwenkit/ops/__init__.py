@@ -6,6 +6,7 @@ B blocks of T slots in the paged cache. Sequences lie end to end (ragged), witho
 | op | in | out |
 |---|---|---|
 | `linear` | x (N, in), weight (out, in), bias (out) or None | (N, out) |
+| `qlinear` | x (N, in), packed (out, in), bias (out) or None | (N, out), like x |
 | `rms_norm` | x (…, C), weight (C), eps | like x; the mean of squares in float32 |
 | `swiglu` | gate (N, F), up (N, F) | silu(gate) · up |
 | `rope` | x (N, H, D), cos and sin (N, D/2) float32 | like x, halves rotated |
@@ -22,6 +23,11 @@ takes temperature 0 as greedy, top_k 0 as no limit, and draws by inverting the c
 distribution at `uniform` in [0, 1): the same number gives the same token whoever else is in the
 batch.
 
+`qlinear` is `linear` with the weight that `formats.dequantize` defines, rounded to x's dtype;
+kernels instead keep the weight exact and may round x to 8 bits with a scale for each 32 inputs. It
+has a gradient for x and bias, none for the packed weight. `prepack` puts a packed weight in the
+order of a kernel.
+
 The body is chosen by device and availability and logged once. `QWENKIT_OPS=reference` forces the
 oracle. A kernel without a backward is passed over when gradients are needed.
 """
@@ -36,25 +42,24 @@ import torch
 from torch import Tensor
 
 from qwenkit.errors import OptionError
-from qwenkit.ops import cpu, grouped
-from qwenkit.ops.reference import attention as _reference_attention
-from qwenkit.ops.reference import (
-    linear,
-    paged_attention,
-    rope,
-    sample,
-    store_kv,
-    swiglu,
-    token_logprobs,
-)
-from qwenkit.ops.reference import rms_norm as _reference_rms_norm
+from qwenkit.ops import cpu, formats, grouped, reference
+from qwenkit.ops.formats import FORMATS, Packed, quantize
+from qwenkit.ops.layout import KernelWeight, repack
+from qwenkit.ops.reference import sample, token_logprobs
 
 __all__ = [
+    "FORMATS",
+    "KernelWeight",
+    "Packed",
     "attention",
     "backend",
+    "dequantize",
     "linear",
     "native_bfloat16",
     "paged_attention",
+    "prepack",
+    "qlinear",
+    "quantize",
     "rms_norm",
     "rope",
     "sample",
@@ -98,10 +103,89 @@ def native_bfloat16(device: torch.device) -> bool:
     """
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    has_onednn = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    if device.type != "cpu" or not has_onednn:
+    mkldnn = torch.backends.mkldnn
+    if device.type != "cpu" or not mkldnn.is_available():  # type: ignore[no-untyped-call]
         return False
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def _native(*tensors: Tensor | None) -> bool:
+    """Whether the C++ bodies take an op on these tensors: on the CPU, of one dtype, no gradient."""
+    given = [x for x in tensors if x is not None]
+    if torch.is_grad_enabled() and any(x.requires_grad for x in given):
+        return False
+    return cpu.takes(*given) and backend() == "cpu"
+
+
+def prepack(packed: Packed) -> Packed | KernelWeight:
+    """The weight as the kernels of its device want it; itself where none takes it. Once, at load.
+
+    `dequantize` and `qlinear` take either; the other one is no longer needed.
+    """
+    if packed.device.type != "cpu" or backend() != "cpu":
+        return packed
+    return repack(packed) or packed
+
+
+def dequantize(packed: Packed | KernelWeight) -> Tensor:
+    """The weight (out, in) in float32, as the format defines it; inputs in the model's order."""
+    return packed.dense() if isinstance(packed, KernelWeight) else formats.dequantize(packed)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x · weightᵀ + bias."""
+    if weight.dtype == torch.bfloat16 == x.dtype and _native(x, weight, bias):
+        # Many rows are oneDNN's where the machine multiplies bfloat16 by itself.
+        if x.shape[0] < _FEW_ROWS or not native_bfloat16(x.device):
+            return cpu.linear(x, weight, bias)
+    return reference.linear(x, weight, bias)
+
+
+_FEW_ROWS = 8
+
+
+def qlinear(x: Tensor, packed: Packed | KernelWeight, bias: Tensor | None = None) -> Tensor:
+    """x · weightᵀ + bias of a packed weight."""
+    if isinstance(packed, Packed):
+        return reference.qlinear(x, packed, bias)
+    if _native(x, bias):
+        return cpu.qlinear(x, packed, bias)
+    return reference.linear(x, packed.dense().to(x.dtype), bias)
+
+
+def rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary position embedding (Su 2021, arXiv 2104.09864), halves rotated."""
+    if _native(x) and cos.dtype == torch.float32:
+        return cpu.rope(x, cos, sin)
+    return reference.rope(x, cos, sin)
+
+
+def swiglu(gate: Tensor, up: Tensor) -> Tensor:
+    """silu(gate) · up (Shazeer 2020, arXiv 2002.05202)."""
+    if gate.dtype == up.dtype and _native(gate, up):
+        return cpu.swiglu(gate, up)
+    return reference.swiglu(gate, up)
+
+
+def store_kv(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor) -> None:
+    """Write new keys and values to their slots."""
+    store = cpu.store_kv if _native(k, v, k_cache, v_cache) else reference.store_kv
+    store(k, v, k_cache, v_cache, slots)
+
+
+def paged_attention(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    block_tables: Tensor,
+    context_lens: Tensor,
+    cu_seqlens: Tensor,
+    scale: float,
+    window: int | None = None,
+) -> Tensor:
+    """Attention of each sequence's last positions over what it has in the cache."""
+    body = cpu.paged_attention if _native(q, k_cache, v_cache) else reference.paged_attention
+    return body(q, k_cache, v_cache, block_tables, context_lens, cu_seqlens, scale, window)
 
 
 def attention(
@@ -111,13 +195,11 @@ def attention(
     needs_grad = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad)
     if needs_grad and window is None and backend() != "reference":
         return grouped.attention(q, k, v, cu_seqlens, scale)
-    return _reference_attention(q, k, v, cu_seqlens, scale, window)
+    return reference.attention(q, k, v, cu_seqlens, scale, window)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """Root-mean-square norm (Zhang & Sennrich 2019, arXiv 1910.07467) over the last dimension."""
-    needs_grad = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
-    fits = x.device.type == "cpu" and x.dtype == weight.dtype and x.dtype in cpu.DTYPES
-    if fits and not needs_grad and backend() == "cpu":
+    if x.dtype == weight.dtype and _native(x, weight):
         return cpu.rms_norm(x, weight, eps)
-    return _reference_rms_norm(x, weight, eps)
+    return reference.rms_norm(x, weight, eps)

@@ -10,9 +10,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from qwenkit.ops.formats import Packed, dequantize
+
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return F.linear(x, weight, bias)
+
+
+def qlinear(x: Tensor, packed: Packed, bias: Tensor | None = None) -> Tensor:
+    return F.linear(x, dequantize(packed).to(x.dtype), bias)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:

@@ -44,6 +44,9 @@ class ModelOptions(Options):
         "arithmetic; auto is the checkpoint's own, float32 on a CPU without bfloat16",
         group="loading",
     )
+    quantize: Literal["int4", "int8"] | None = opt(
+        None, "pack the weights while loading", group="loading", metavar="int4|int8"
+    )
     device: str | None = opt(
         None,
         "cpu, cuda or cuda:N; a GPU where there is one if not given",

@@ -166,14 +166,22 @@ class ChatTemplate:
         Errors: TemplateError when there is none (and the tokenizer does not speak ChatML), or it is
             unusable.
         """
-        directory = Path(path)
-        found = _find_template(directory)
+        return cls.of(_find_template(Path(path)), tokenizer, str(path))
+
+    @classmethod
+    def of(
+        cls, found: tuple[str, str | None] | None, tokenizer: Tokenizer, where: str
+    ) -> ChatTemplate:
+        """From the sources (the template, the one for tools) that `where` has, or None.
+
+        Errors: TemplateError as `from_dir`.
+        """
         if found is not None:
             return cls(found[0], tokenizer, tool_source=found[1])
         if {"<|im_start|>", "<|im_end|>"} <= tokenizer.special_ids.keys():
             return cls(PLAIN_CHATML, tokenizer, is_fallback=True)
         raise TemplateError(
-            f"{directory} has no chat template.",
+            f"{where} has no chat template.",
             "Put the chat_template.jinja of its family there, or use it for plain completion.",
         )
 

@@ -84,7 +84,7 @@ def read_spec(directory: Path) -> TokenizerSpec:
             )
     _merge_added(added, _added_of_config(config, config_file), config_file)
     vocab = _check_pipeline(pipeline, source)
-    _check_ids(vocab, added, source)
+    check_ids(vocab, added, source)
     named = _named_tokens(config, config_file, added)
     extra = config.get("additional_special_tokens") or []
     special = {*named.values(), *(text for text in extra if isinstance(text, str))}
@@ -280,7 +280,7 @@ def _check_pipeline(pipeline: dict[str, Any], file: Path) -> dict[str, int]:
     return vocab
 
 
-def _check_ids(vocab: dict[str, int], added: dict[str, tuple[int, bool]], file: Path) -> None:
+def check_ids(vocab: dict[str, int], added: dict[str, tuple[int, bool]], file: Path) -> None:
     """Ids must be whole, unique and without holes; every byte must have a token."""
     if not all(type(index) is int for index in vocab.values()):
         raise TokenizerError(f"{file} has a token whose id is not a whole number.", PULL_AGAIN)

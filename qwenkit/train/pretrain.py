@@ -11,13 +11,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from qwenkit.config import ModelConfig
 from qwenkit.errors import OptionError
 from qwenkit.io.hub import resolve
-from qwenkit.model.load import init_model, load_model
+from qwenkit.model.load import init_model, load_trainable
 from qwenkit.model.qwen import Qwen
 from qwenkit.options import PretrainOptions
 from qwenkit.prompt.tokenizer import Tokenizer
@@ -56,7 +55,7 @@ def _start(options: PretrainOptions) -> tuple[Qwen, Path]:
                 "Give config for a fresh model, or model to go on.",
             )
         path = resolve(options.model)
-        return load_model(path, torch.float32), Path(options.tokenizer or path)
+        return load_trainable(path), Path(options.tokenizer or path)
     if not options.config or options.tokenizer is None:
         raise OptionError(
             "A fresh model needs config and tokenizer.", "Give both, or model to go on from one."

@@ -11,13 +11,12 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from qwenkit.config import GenerationConfig
 from qwenkit.errors import OptionError
 from qwenkit.io.hub import resolve
-from qwenkit.model.load import load_model
+from qwenkit.model.load import load_trainable
 from qwenkit.model.qwen import Qwen
 from qwenkit.options import SftOptions
 from qwenkit.prompt.tokenizer import Tokenizer
@@ -38,7 +37,7 @@ def run(options: SftOptions) -> Path:
         raise OptionError("No model to start from.", "Give model: a name or a folder.")
     device = setup_device(options)
     path = resolve(options.model)
-    model = load_model(path, torch.float32)
+    model = load_trainable(path)
     generation = instruct_generation(path, Tokenizer.from_dir(path))
     # As published: an instruct model's config.json names <|im_end|>, generation_config.json both
     # end tokens.

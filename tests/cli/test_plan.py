@@ -31,14 +31,20 @@ def test_plan_json(cli: Callable[..., Any]) -> None:
     row = value["dtypes"]["bf16"]
     assert row["cache_bytes"] == 4 * 1024 * 12_288 and row["fits"] == [True]
     assert row["weights_bytes"] == 2 * 494_032_768
-    assert [
-        value["dtypes"][k]["runs_in_this_version"] for k in ("fp32", "bf16", "int8", "int4")
-    ] == [
-        True,
-        True,
-        False,
-        False,
-    ]
+    assert all(row["runs_in_this_version"] for row in value["dtypes"].values())
+
+
+def test_plan_of_what_fits_only_when_packed(
+    cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr("qwenkit.cli.plan.hint", said.append)
+    for memory in ("40GiB", "20GiB", "12GiB", "10200MiB", "4GiB"):
+        cli("plan", "Qwen2.5-14B-Instruct", "--memory", memory, "--max-model-len", "4096")
+    run = "qwenkit run Qwen2.5-14B-Instruct"
+    assert said[:3] == [run, f"{run} --quantize int8", f"{run} --quantize int4"]
+    assert said[3].startswith(f"{run} --quantize int4 --max-model-len ")
+    assert said[4] == "qwenkit family --fits"
 
 
 def test_plan_of_a_folder_and_of_a_config(cli: Callable[..., Any], tmp_path: Path) -> None:

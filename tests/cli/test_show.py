@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from qwenkit.cli.show import licence
+from qwenkit.io.hub import ASSETS
 from qwenkit.io.names import CachedModel
 
 
@@ -35,13 +36,18 @@ def test_a_damaged_folder_shows_what_can_be_read(
     (folder / "model.safetensors").write_bytes(b"\xff" * 20)
     (folder / "README.md").write_text("---\n: [\n---\n")
     config = json.loads((folder / "config.json").read_text())
-    config["quantization_config"] = {"quant_method": "awq", "bits": 4}
+    config["quantization_config"] = {
+        "quant_method": "awq",
+        "bits": 4,
+        "group_size": 64,
+        "zero_point": True,
+    }
     (folder / "config.json").write_text(json.dumps(config))
     ran = cli("show", str(folder), "--json")
     facts = json.loads(ran.out)
     assert facts["tokenizer"].startswith("unreadable: ")
     assert facts["weights"].startswith("unreadable: ")
-    assert facts["quantisation"] == "awq, 4 bits (this version cannot run it)"
+    assert facts["quantisation"] == "awq, 4 bits, groups of 64"
     assert facts["licence"] is None
 
 
@@ -87,3 +93,21 @@ def test_pull(cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, checkpoi
     assert ran.err.count("fetching model.safetensors (10 bytes)") == 1 and "complete" in ran.err
     value = json.loads(cli("pull", "a/b@v1", "--source", "modelscope", "--json").out)
     assert value["path"] == str(checkpoint) and value["size_bytes"] > 0
+
+
+def test_a_gguf_file(
+    cli: Callable[..., Any], tmp_path: Path, write_gguf: Callable[..., None]
+) -> None:
+    file = tmp_path / "small.gguf"
+    write_gguf(ASSETS / "tiny-instruct", file, "Q8_0")
+    facts = json.loads(cli("show", str(file), "--json").out)
+    assert facts["layers"] == 6 and facts["tied_embeddings"] and facts["chat_template"] == "yes"
+    assert facts["weights"].startswith("43 Q8_0, 31 F32 tensors in 1 file")
+    assert facts["size_bytes"] == file.stat().st_size
+    assert "small.gguf" in cli("show", str(file)).out
+    assert "parameters" in cli("plan", str(file)).out
+    file.write_bytes(file.read_bytes()[:1000])
+    ran = cli("show", str(file))
+    assert ran.code == 1 and "small.gguf: " in ran.err
+    ran = cli("run", str(tmp_path / "absent.gguf"), "-p", "hi")
+    assert ran.code == 1 and "no file" in ran.err

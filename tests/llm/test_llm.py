@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import torch
 
 from qwenkit.config import GenerationConfig
 from qwenkit.errors import ConfigError, ContextLengthError, EngineError, RequestError
+from qwenkit.io.hub import ASSETS
 from qwenkit.llm import LLM
 from qwenkit.prompt.tokenizer import Tokenizer
 
@@ -171,3 +173,25 @@ def test_a_script_that_forgets_to_close_ends_cleanly(checkpoint: Path) -> None:
         check=False,
     )
     assert (ran.returncode, ran.stdout, ran.stderr) == (0, "bye\n", "")
+
+
+@pytest.mark.parametrize("matrices", ["F32", "Q8_0"])
+def test_a_gguf_file_answers_as_the_folder(
+    tmp_path: Path, write_gguf: Callable[..., None], matrices: str
+) -> None:
+    """The same tokens, template and end; the same logits from float32, near ones from Q8_0."""
+    file = tmp_path / "tiny.gguf"
+    write_gguf(ASSETS / "tiny-instruct", file, matrices)
+    with LLM(file, dtype="float32") as packed, LLM("tiny-instruct", dtype="float32") as plain:
+        text = "Straße 你好 <|im_end|> \U0001f600 don't 12345\n\n  x"
+        for special in (False, True):
+            ids = plain.tokenize(text, allow_special=special)
+            assert packed.tokenize(text, allow_special=special) == ids
+        assert packed.tokenizer.skipped_ids == plain.tokenizer.skipped_ids
+        assert packed.tokenizer.named_tokens == plain.tokenizer.named_tokens
+        messages = [{"role": "user", "content": "What is 123 + 456?"}]
+        assert packed.render(messages) == plain.render(messages)
+        ids = plain.render(messages).ids
+        close = 1e-5 if matrices == "F32" else 1.0
+        torch.testing.assert_close(packed.logits(ids), plain.logits(ids), atol=close, rtol=0)
+        assert "579" in packed.chat(messages, temperature=0).text

@@ -1,5 +1,12 @@
+#include <immintrin.h>
+
 #include "kernels.h"
+#include "pool.h"
+
+#define QWENKIT_NAME "avx512"
+#define QWENKIT_LANES 16
+#define QWENKIT_DOT "dot_avx512.inc"
 
 namespace qwenkit::avx512 {
-#include "rms_norm.inc"
+#include "kernels.inc"
 }

@@ -1,9 +1,10 @@
 // qwenkit.ops._cpu: which instruction sets this machine and this build share, and the ops on raw pointers.
 //
-// The caller (ops/cpu.py) vouches for the pointers: contiguous, alive for the call, of the dtype named. What can be
-// checked without knowing the tensor is checked here.
+// The caller (ops/cpu.py and its neighbours) vouches for the pointers: contiguous, alive for the call, of the dtype
+// named. What can be checked without knowing the tensor is checked here.
 
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
@@ -13,39 +14,41 @@
 #include <vector>
 
 #include "kernels.h"
+#include "pool.h"
 
 namespace nb = nanobind;
+using namespace qwenkit;
 
 namespace {
 
-struct Kernels {
-    const char *name;
-    decltype(&qwenkit::portable::rms_norm_f32) rms_norm_f32;
-    decltype(&qwenkit::portable::rms_norm_bf16) rms_norm_bf16;
-};
-
-#define QWENKIT_KERNELS(isa) {#isa, qwenkit::isa::rms_norm_f32, qwenkit::isa::rms_norm_bf16}
+using Address = std::uintptr_t;
 
 // From the plainest to the best.
-const std::vector<Kernels> &supported() {
-    static const std::vector<Kernels> kernels = [] {
-        std::vector<Kernels> found = {QWENKIT_KERNELS(portable)};
-#if defined(QWENKIT_HAS_AVX2) || defined(QWENKIT_HAS_AVX512)
+const std::vector<const Kernels *> &supported() {
+    static const std::vector<const Kernels *> found = [] {
+        std::vector<const Kernels *> sets = {&portable::kernels};
+#if defined(QWENKIT_HAS_AVX2) || defined(QWENKIT_HAS_AVX512) || defined(QWENKIT_HAS_AVX512VNNI)
         __builtin_cpu_init();
+        bool avx2_ = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                     __builtin_cpu_supports("f16c");
+        bool avx512_ = avx2_ && __builtin_cpu_supports("avx512f") &&
+                       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+                       __builtin_cpu_supports("avx512dq");
+        bool vnni_ = avx512_ && __builtin_cpu_supports("avx512vnni");
+        (void)vnni_;
 #endif
 #ifdef QWENKIT_HAS_AVX2
-        if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
-            found.push_back(QWENKIT_KERNELS(avx2));
+        if (avx2_) sets.push_back(&avx2::kernels);
 #endif
 #ifdef QWENKIT_HAS_AVX512
-        if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-            __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
-            found.push_back(QWENKIT_KERNELS(avx512));
+        if (avx512_) sets.push_back(&avx512::kernels);
 #endif
-        return found;
+#ifdef QWENKIT_HAS_AVX512VNNI
+        if (vnni_) sets.push_back(&avx512vnni::kernels);
+#endif
+        return sets;
     }();
-    return kernels;
+    return found;
 }
 
 std::atomic<const Kernels *> active{nullptr};
@@ -54,48 +57,192 @@ const Kernels &kernels() { return *active.load(std::memory_order_relaxed); }
 
 std::vector<std::string> instruction_sets() {
     std::vector<std::string> names;
-    for (const Kernels &entry : supported()) names.emplace_back(entry.name);
+    for (const Kernels *entry : supported()) names.emplace_back(entry->name);
     return names;
 }
 
-std::string instruction_set() { return kernels().name; }
-
 void use_instruction_set(const std::string &name) {
-    for (const Kernels &entry : supported())
-        if (name == entry.name) {
-            active.store(&entry);
+    for (const Kernels *entry : supported())
+        if (name == entry->name) {
+            active.store(entry);
             return;
         }
     throw std::invalid_argument("not available here: " + name);
 }
 
-void rms_norm(std::uintptr_t x, std::uintptr_t weight, std::uintptr_t out, std::size_t rows,
-              std::size_t cols, float eps, const std::string &dtype) {
+template <typename T = void>
+T *pointer(Address address) {
+    if (!address) throw std::invalid_argument("a null pointer");
+    return reinterpret_cast<T *>(address);
+}
+
+template <typename T = void>
+T *maybe(Address address) {
+    return reinterpret_cast<T *>(address);
+}
+
+Dtype dtype_of(const std::string &name) {
+    if (name == "float32") return Dtype::float32;
+    if (name == "bfloat16") return Dtype::bfloat16;
+    throw std::invalid_argument("dtype must be float32 or bfloat16, not " + name);
+}
+
+void rms_norm(Address x, Address weight, Address out, std::size_t rows, std::size_t cols, float eps,
+              const std::string &dtype) {
     if (rows == 0 || cols == 0) return;
-    if (!x || !weight || !out) throw std::invalid_argument("a null pointer");
+    Dtype type = dtype_of(dtype);
+    const void *from = pointer(x), *scale = pointer(weight);
+    void *to = pointer(out);
     nb::gil_scoped_release release;
-    if (dtype == "float32")
-        kernels().rms_norm_f32(reinterpret_cast<const float *>(x),
-                               reinterpret_cast<const float *>(weight),
-                               reinterpret_cast<float *>(out), rows, cols, eps);
-    else if (dtype == "bfloat16")
-        kernels().rms_norm_bf16(reinterpret_cast<const std::uint16_t *>(x),
-                                reinterpret_cast<const std::uint16_t *>(weight),
-                                reinterpret_cast<std::uint16_t *>(out), rows, cols, eps);
-    else
-        throw std::invalid_argument("dtype must be float32 or bfloat16, not " + dtype);
+    kernels().rms_norm(from, scale, to, rows, cols, eps, type);
+}
+
+void rope(Address x, Address cos, Address sin, Address out, std::size_t tokens, std::size_t heads,
+          std::size_t head_dim, const std::string &dtype) {
+    if (tokens == 0 || heads == 0 || head_dim == 0) return;
+    Dtype type = dtype_of(dtype);
+    const void *from = pointer(x);
+    const float *c = pointer<float>(cos), *s = pointer<float>(sin);
+    void *to = pointer(out);
+    nb::gil_scoped_release release;
+    kernels().rope(from, c, s, to, tokens, heads, head_dim, type);
+}
+
+void swiglu(Address gate, Address up, Address out, std::size_t count, const std::string &dtype) {
+    if (count == 0) return;
+    Dtype type = dtype_of(dtype);
+    const void *a = pointer(gate), *b = pointer(up);
+    void *to = pointer(out);
+    nb::gil_scoped_release release;
+    kernels().swiglu(a, b, to, count, type);
+}
+
+void store_kv(Address k, Address v, Address k_cache, Address v_cache, Address slots,
+              std::size_t tokens, std::size_t width, const std::string &dtype,
+              const std::string &cache_dtype) {
+    if (tokens == 0 || width == 0) return;
+    Dtype type = dtype_of(dtype), cache = dtype_of(cache_dtype);
+    const void *a = pointer(k), *b = pointer(v);
+    void *to_k = pointer(k_cache), *to_v = pointer(v_cache);
+    const std::int64_t *at = pointer<std::int64_t>(slots);
+    nb::gil_scoped_release release;
+    kernels().store_kv(a, b, to_k, to_v, at, tokens, width, type, cache);
+}
+
+void paged_attention(Address q, Address k_cache, Address v_cache, Address out, Address tables,
+                     Address context_lens, Address cu_seqlens, std::vector<std::size_t> sizes,
+                     float scale, const std::string &dtype, const std::string &cache_dtype) {
+    if (sizes.size() != 7) throw std::invalid_argument("seven sizes are needed");
+    AttentionJob job;
+    job.sequences = sizes[0], job.heads = sizes[1], job.kv_heads = sizes[2];
+    job.head_dim = sizes[3], job.block_size = sizes[4], job.table_stride = sizes[5];
+    job.window = sizes[6], job.scale = scale;
+    if (job.sequences == 0) return;
+    if (!job.kv_heads || job.heads % job.kv_heads || !job.head_dim || !job.block_size)
+        throw std::invalid_argument("heads must be a multiple of the key-value heads");
+    job.dtype = dtype_of(dtype), job.cache_dtype = dtype_of(cache_dtype);
+    job.q = pointer(q), job.k_cache = pointer(k_cache), job.v_cache = pointer(v_cache);
+    job.out = pointer(out), job.tables = pointer<std::int32_t>(tables);
+    job.context_lens = pointer<std::int32_t>(context_lens);
+    job.cu_seqlens = pointer<std::int32_t>(cu_seqlens);
+    nb::gil_scoped_release release;
+    kernels().attention(job);
+}
+
+Weight dense_weight(std::size_t rows, std::size_t cols, Address data, const std::string &dtype) {
+    Weight w{};
+    w.d = {rows, cols, dtype_of(dtype), pointer(data), nullptr};
+    return w;
+}
+
+// kinds: scales and offsets by number; `addresses`: codes, scales, offsets, fine scales, fine offsets.
+Weight packed_weight(std::size_t rows, std::size_t cols, std::size_t lanes, int bits, bool halves,
+                     std::size_t group, std::pair<int, int> kinds, std::vector<Address> addresses) {
+    std::size_t unit = halves ? 16 : 32;
+    if ((bits != 4 && bits != 8) || !group || group % unit || addresses.size() != 5)
+        throw std::invalid_argument("no such layout");
+    Weight w{};
+    w.packed = true;
+    PackedWeight &q = w.q;
+    q.rows = rows, q.cols = cols, q.lanes = lanes, q.bits = bits, q.halves = halves, q.group = group;
+    q.scale_kind = static_cast<Scales>(kinds.first);
+    q.offset_kind = static_cast<Offsets>(kinds.second);
+    q.codes = pointer<std::uint8_t>(addresses[0]);
+    q.scales = pointer(addresses[1]);
+    q.offsets = maybe(addresses[2]);
+    q.fine_scales = maybe<std::uint8_t>(addresses[3]);
+    q.fine_offsets = maybe<std::uint8_t>(addresses[4]);
+    bool fine = q.scale_kind == Scales::super_unsigned || q.scale_kind == Scales::super_signed;
+    if ((fine && !q.fine_scales) || (q.offset_kind != Offsets::none && !q.offsets) ||
+        (q.offset_kind == Offsets::super_unsigned && !q.fine_offsets))
+        throw std::invalid_argument("a null pointer");
+    return w;
+}
+
+void check_lanes(const Weight &weight) {
+    if (weight.packed && weight.q.lanes != kernels().lanes)
+        throw std::invalid_argument("the weight was packed for another instruction set");
+}
+
+void linear(const Weight &weight, Address x, Address out, std::size_t rows,
+            const std::string &dtype, Address bias) {
+    if (rows == 0 || weight.rows() == 0) return;
+    Dtype type = dtype_of(dtype);
+    check_lanes(weight);
+    Weight mine = weight;
+    (mine.packed ? mine.q.bias : mine.d.bias) = maybe<float>(bias);
+    const void *from = pointer(x);
+    void *to = pointer(out);
+    nb::gil_scoped_release release;
+    kernels().linear(mine, from, to, rows, type);
+}
+
+void interleave(Address codes, Address out, std::size_t rows, std::size_t cols, int bits) {
+    if (cols % 32 || (bits != 4 && bits != 8))
+        throw std::invalid_argument("no such layout");
+    if (rows == 0 || cols == 0) return;
+    const std::uint8_t *from = pointer<std::uint8_t>(codes);
+    std::uint8_t *to = pointer<std::uint8_t>(out);
+    nb::gil_scoped_release release;
+    kernels().interleave(from, to, rows, cols, bits);
 }
 
 }  // namespace
 
 NB_MODULE(_cpu, m) {
-    active.store(&supported().back());
+    active.store(supported().back());
     m.doc() = "CPU kernels of qwenkit on raw pointers; see qwenkit/ops/cpu.py.";
     m.def("instruction_sets", &instruction_sets, "What can run here, from the plainest to the best.");
-    m.def("instruction_set", &instruction_set, "The one in use.");
+    m.def("instruction_set", [] { return std::string(kernels().name); }, "The one in use.");
     m.def("use_instruction_set", &use_instruction_set, nb::arg("name"),
           "Switch; ValueError if it cannot run here.");
+    m.def("lanes", [] { return kernels().lanes; }, "Rows of a tile of packed weights.");
+    m.def("threads", &num_threads, "How many threads an op may use, the caller's included.");
+    m.def("set_threads", &set_num_threads, nb::arg("count"), "Change that; at least 1.");
     m.def("rms_norm", &rms_norm, nb::arg("x"), nb::arg("weight"), nb::arg("out"), nb::arg("rows"),
           nb::arg("cols"), nb::arg("eps"), nb::arg("dtype"),
-          "Row-wise RMS norm of (rows, cols) contiguous values; releases the GIL.");
+          "Row-wise RMS norm of (rows, cols) contiguous values; releases the GIL, as all ops do.");
+    m.def("rope", &rope, nb::arg("x"), nb::arg("cos"), nb::arg("sin"), nb::arg("out"),
+          nb::arg("tokens"), nb::arg("heads"), nb::arg("head_dim"), nb::arg("dtype"));
+    m.def("swiglu", &swiglu, nb::arg("gate"), nb::arg("up"), nb::arg("out"), nb::arg("count"),
+          nb::arg("dtype"));
+    m.def("store_kv", &store_kv, nb::arg("k"), nb::arg("v"), nb::arg("k_cache"), nb::arg("v_cache"),
+          nb::arg("slots"), nb::arg("tokens"), nb::arg("width"), nb::arg("dtype"),
+          nb::arg("cache_dtype"));
+    m.def("paged_attention", &paged_attention, nb::arg("q"), nb::arg("k_cache"), nb::arg("v_cache"),
+          nb::arg("out"), nb::arg("tables"), nb::arg("context_lens"), nb::arg("cu_seqlens"),
+          nb::arg("sizes"), nb::arg("scale"), nb::arg("dtype"), nb::arg("cache_dtype"),
+          "sizes: sequences, heads, kv heads, head dim, block size, table stride, window or 0.");
+    nb::class_<Weight>(m, "Weight", "A weight's addresses; whoever holds it keeps the tensors alive.")
+        .def_prop_ro("rows", &Weight::rows)
+        .def_prop_ro("cols", &Weight::cols);
+    m.def("dense_weight", &dense_weight, nb::arg("rows"), nb::arg("cols"), nb::arg("data"),
+          nb::arg("dtype"));
+    m.def("packed_weight", &packed_weight, nb::arg("rows"), nb::arg("cols"), nb::arg("lanes"),
+          nb::arg("bits"), nb::arg("halves"), nb::arg("group"), nb::arg("kinds"),
+          nb::arg("addresses"));
+    m.def("linear", &linear, nb::arg("weight"), nb::arg("x"), nb::arg("out"), nb::arg("rows"),
+          nb::arg("dtype"), nb::arg("bias"), "x, out: of the dtype; bias: float32 or 0.");
+    m.def("interleave", &interleave, nb::arg("codes"), nb::arg("out"), nb::arg("rows"),
+          nb::arg("cols"), nb::arg("bits"));
 }

@@ -1,0 +1,47 @@
+"""What stands beside a model's weights: tokenizer, sampling defaults, template; of a folder or of a
+GGUF file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from qwenkit.config import GenerationConfig
+from qwenkit.io.gguf import GgufModel, is_gguf, read_gguf
+from qwenkit.prompt.chat import ChatTemplate
+from qwenkit.prompt.tokenizer import Tokenizer
+from qwenkit.prompt.tokenizer_gguf import end_ids_of_gguf, spec_of_gguf, template_of_gguf
+
+TemplateLoader = Callable[[], ChatTemplate]
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """`weights` is what `load_model` takes. The template is made when it is first needed: a base
+    model may have none and still complete.
+    """
+
+    weights: Path | GgufModel
+    tokenizer: Tokenizer
+    generation: GenerationConfig
+    load_template: TemplateLoader
+
+
+def read_files(
+    path: Path, tokenizer: Tokenizer | None = None, generation: GenerationConfig | None = None
+) -> ModelFiles:
+    """Read what is not given from the model's folder or file; a GGUF file's header is read once.
+
+    Errors: FormatError, ConfigError, TokenizerError.
+    """
+    if not is_gguf(path):
+        own = tokenizer or Tokenizer.from_dir(path)
+        generation = generation or GenerationConfig.from_dir(path)
+        return ModelFiles(path, own, generation, lambda: ChatTemplate.from_dir(path, own))
+    gguf = read_gguf(path)
+    own = tokenizer or Tokenizer(spec_of_gguf(gguf.metadata, gguf.path))
+    generation = generation or GenerationConfig(end_ids_of_gguf(gguf.metadata))
+    found = template_of_gguf(gguf.metadata)
+    return ModelFiles(gguf, own, generation, lambda: ChatTemplate.of(found, own, str(path)))

@@ -1,0 +1,127 @@
+"""Quantising while loading: which weights are packed, what stays, and that answers survive it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from qwenkit import ops
+from qwenkit.config import ModelConfig
+from qwenkit.errors import CheckpointError, OptionError
+from qwenkit.llm import LLM
+from qwenkit.model import load
+from qwenkit.model.batch import Batch
+from qwenkit.model.linear import Linear, QuantEmbedding, QuantLinear, is_packed
+from qwenkit.model.load import init_model, load_model, save_model
+from qwenkit.model.qwen import Qwen
+
+CONFIG = ModelConfig(
+    vocab_size=96,
+    hidden_size=64,
+    intermediate_size=96,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    torch_dtype="bfloat16",
+    initializer_range=0.1,
+)
+MOE = replace(
+    CONFIG,
+    model_type="qwen2_moe",
+    num_experts=4,
+    num_experts_per_tok=2,
+    moe_intermediate_size=32,
+    shared_expert_intermediate_size=48,
+)
+
+
+def dense_twin(model: Qwen) -> Qwen:
+    """The same model with plain float32 weights: every packed one de-quantised."""
+    twin = init_model(model.config)
+    state = dict(model.state_dict())
+    for name, module in model.named_modules():
+        if isinstance(module, (QuantLinear, QuantEmbedding)):
+            state[f"{name}.weight"] = ops.dequantize(module.packed)
+    if model.config.tie_word_embeddings:
+        del state["lm_head.weight"]
+    twin.load_state_dict(state)
+    return twin.eval()
+
+
+def greedy(model: Qwen, ids: list[int], count: int) -> list[int]:
+    out = list(ids)
+    with torch.no_grad():
+        for _ in range(count):
+            out.append(int(model(Batch.from_sequences([out]))[-1].argmax()))
+    return out
+
+
+@pytest.fixture(params=["untied", "tied", "moe"])
+def saved(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    tied = replace(CONFIG, tie_word_embeddings=True)
+    config = {"untied": CONFIG, "tied": tied, "moe": MOE}[request.param]
+    save_model(init_model(config, seed=3), tmp_path, torch.bfloat16)
+    return tmp_path
+
+
+@pytest.mark.parametrize("quantize", ["int4", "int8"])
+def test_every_matrix_is_packed_and_nothing_else(saved: Path, quantize: str) -> None:
+    model = load_model(saved, "float32", quantize=quantize)
+    assert is_packed(model) and model.dtype == torch.float32
+    for name, module in model.named_modules():
+        if isinstance(module, Linear):
+            assert name.endswith((".gate", ".shared_expert_gate"))
+        if isinstance(module, QuantLinear):
+            assert module.packed.format == ("int8" if name == "lm_head" else quantize)
+            assert module.dense().shape == (module.out_features, module.in_features)
+    tied = model.config.tie_word_embeddings
+    embedding = model.model.embed_tokens
+    assert isinstance(embedding, QuantEmbedding)
+    assert embedding.packed.format == ("int8" if tied else "bf16")
+    assert tied == (getattr(model.lm_head, "packed", None) is embedding.packed)
+    assert all(p.dtype == torch.float32 for p in model.parameters())
+
+
+def test_greedy_tokens_are_those_of_the_dequantised_model(saved: Path) -> None:
+    model = load_model(saved, "float32", quantize="int8")
+    twin = dense_twin(model)
+    for start in ([1, 2, 3], [90], list(range(40))):
+        assert greedy(model, start, 12) == greedy(twin, start, 12)
+
+
+def test_a_16_bit_embedding_is_kept_as_it_is(tmp_path: Path) -> None:
+    save_model(init_model(CONFIG, seed=3), tmp_path, torch.bfloat16)
+    wide = load_model(tmp_path, "float32", quantize="int4").model.embed_tokens
+    same = load_model(tmp_path, "bfloat16", quantize="int4").model.embed_tokens
+    ids = torch.tensor([0, 95, 95, 7])
+    assert wide(ids).dtype == torch.float32
+    assert torch.equal(wide(ids), same(ids).float())
+
+
+def test_moving_keeps_the_packed_dtypes(tmp_path: Path) -> None:
+    save_model(init_model(CONFIG, seed=3), tmp_path, torch.bfloat16)
+    model = load_model(tmp_path, "float32", quantize="int4").to(torch.bfloat16)
+    q_proj = model.model.layers[0].self_attn.q_proj
+    assert q_proj.packed.tensors["scales"].dtype == torch.float16
+    assert q_proj.bias.dtype == torch.bfloat16
+    assert model.model.embed_tokens(torch.tensor([1])).dtype == torch.bfloat16
+    with pytest.raises(CheckpointError, match="packed"):
+        save_model(model, tmp_path / "out")
+
+
+def test_what_cannot_be_quantised(tmp_path: Path) -> None:
+    save_model(init_model(CONFIG, seed=3), tmp_path, torch.bfloat16)
+    with pytest.raises(OptionError, match="int4 or int8"):
+        load_model(tmp_path, quantize="q4_0")
+    assert set(load.QUANTIZE) == {"int4", "int8"}
+
+
+@pytest.mark.slow
+def test_the_embedded_model_still_adds() -> None:
+    with LLM("tiny-instruct", quantize="int8") as llm:
+        assert "579" in llm.chat("What is 123 + 456?", temperature=0).text
+    with LLM("tiny-instruct", quantize="int4") as llm:
+        assert llm.chat("What is 123 + 456?", temperature=0).text
