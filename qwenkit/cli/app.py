@@ -10,10 +10,8 @@ import traceback
 from collections.abc import Sequence
 
 from qwenkit import __version__
-from qwenkit.cli.flags import parse
-from qwenkit.cli.verbs import VERBS, find, work
+from qwenkit.cli.overview import overview
 from qwenkit.errors import QwenkitError
-from qwenkit.options import env_name, resolve
 
 EXIT_BUG = 70
 EXIT_INTERRUPTED = 130
@@ -56,6 +54,11 @@ def _dispatch(words: list[str]) -> int:
     if words[0] in ("-V", "--version", "version"):
         print(f"qwenkit {__version__}")
         return 0
+    # The options take a quarter of a second to import, and `--help` needs none of them.
+    from qwenkit.cli.flags import parse
+    from qwenkit.cli.verbs import find, work
+    from qwenkit.options import resolve
+
     verb, rest = find(words)
     if verb is None:
         print(overview("train"))
@@ -63,37 +66,6 @@ def _dispatch(words: list[str]) -> int:
     cls = verb.options
     parsed = parse(cls, rest, prog=f"qwenkit {verb.words}")
     return work(verb)(resolve(cls, parsed.values, file=parsed.file))
-
-
-def overview(only: str | None = None) -> str:
-    """The text of `qwenkit --help`, made from the options classes; `only`: verbs that start so."""
-    verbs = [verb for verb in VERBS if only is None or verb.words.startswith(only)]
-    width = max(len(verb.words) for verb in VERBS) + 4
-    usage = "VERB [MODEL] [options]" if only is None else f"{only} VERB [CONFIG.yaml] [options]"
-    lines = [f"usage: qwenkit {usage}"]
-    if only is None:
-        lines += [
-            "",
-            "The Qwen2.5 open models, from the checkpoint file to the answer. Without a model",
-            "name, the small one that comes with qwenkit is used; it needs no network.",
-        ]
-    lines += [] if only is None else [""]
-    group = ""
-    for verb in verbs:
-        if only is None and verb.group != group:
-            group = verb.group
-            lines += ["", f"{group}:"]
-        lines.append(f"  {verb.words:<{width}}{verb.options.summary()}")
-    lines += [
-        "",
-        "Each verb has `--help`. Every option can also be set in a YAML file (--config)",
-        f"or in the environment (--top-k is {env_name('top_k')}). Answers go to standard",
-        "output, everything else to standard error. Exit codes: 0 done, 1 failed,",
-        "2 wrong option, 70 a bug in qwenkit, 130 interrupted.",
-    ]
-    if only is None:
-        lines += ["", 'Start with:  qwenkit run -p "What can you do?"']
-    return "\n".join(lines)
 
 
 def _report(error: QwenkitError) -> int:

@@ -1,4 +1,4 @@
-"""The verbs: words, options class, and the function that does the work, imported when needed.
+"""From words to a verb, and to the function that does the work, imported when needed.
 
 A verb's function takes its options and returns an exit code.
 """
@@ -6,43 +6,13 @@ A verb's function takes its options and returns an exit code.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
+from qwenkit.cli.overview import VERBS, Verb
 from qwenkit.errors import OptionError
-from qwenkit.options import VERBS as OPTIONS
-from qwenkit.options import Options, suggest
+from qwenkit.options import suggest
 
 ALIASES = {"ls": "list"}
-
-
-@dataclass(frozen=True)
-class Verb:
-    """`words` as typed; `group` is its heading in the help."""
-
-    words: str
-    group: str
-
-    @property
-    def options(self) -> type[Options]:
-        return OPTIONS[self.words.split()[-1]]
-
-
-VERBS = (
-    Verb("chat", "ask"),
-    Verb("run", "ask"),
-    Verb("pull", "models"),
-    Verb("list", "models"),
-    Verb("show", "models"),
-    Verb("family", "models"),
-    Verb("plan", "models"),
-    Verb("train tokenizer", "train and measure"),
-    Verb("train pretrain", "train and measure"),
-    Verb("train sft", "train and measure"),
-    Verb("eval", "train and measure"),
-    Verb("doctor", "this installation"),
-    Verb("config-schema", "this installation"),
-)
 
 
 def find(words: Sequence[str]) -> tuple[Verb | None, list[str]]:

@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
-from qwenkit.cli.app import overview
 from qwenkit.cli.flags import build_parser
-from qwenkit.cli.verbs import VERBS, work
+from qwenkit.cli.overview import VERBS, Verb, overview
+from qwenkit.cli.verbs import work
 from qwenkit.errors import QwenkitError, TrainInterrupted
 
 FROZEN = Path(__file__).parents[1] / "cli_options.txt"
@@ -54,6 +54,11 @@ def test_the_options_are_those_of_the_checked_in_list() -> None:
     m['FROZEN'].write_text(m['listing']())"
     """
     assert listing() == FROZEN.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("verb", VERBS, ids=[verb.words for verb in VERBS])
+def test_the_list_of_verbs_has_the_summaries_of_their_options(verb: Verb) -> None:
+    assert verb.summary == verb.options.summary()
 
 
 def test_help_is_quick_and_fits_a_terminal(cli: Callable[..., Any]) -> None:
