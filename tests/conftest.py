@@ -12,6 +12,10 @@ import gguf
 import numpy as np
 import pytest
 import safetensors.torch
+import torch
+
+if not torch.cuda.is_available():  # the Triton kernels then run in its interpreter, on the CPU
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 @pytest.fixture(scope="session")

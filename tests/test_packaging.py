@@ -94,8 +94,8 @@ def test_the_package_imports_only_what_it_declares() -> None:
                 imported |= {alias.name.split(".")[0] for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and node.module:
                 imported.add(node.module.split(".")[0])
-    # Only for type checkers, and torch brings it.
-    imported.discard("typing_extensions")
+    # Only for type checkers, and torch brings it. Triton comes with torch where there is a GPU.
+    imported -= {"typing_extensions", "triton"}
     assert imported - set(sys.stdlib_module_names) - {"qwenkit"} == declared
 
 

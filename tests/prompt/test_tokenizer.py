@@ -169,12 +169,12 @@ def test_unknown_token_text(toy: Tokenizer) -> None:
 @pytest.mark.parametrize("row", ["59"])
 @pytest.mark.parametrize("kind", ["same", "letters", "han", "spaces"])
 def test_time_grows_about_linearly(toy: Tokenizer, row: str, kind: str) -> None:
-    letters = "".join(random.Random(1).choices("abcdefgh", k=1_000_000))
+    letters = "".join(random.Random(1).choices("abcdefgh", k=250_000))
     text = {
-        "same": "a" * 1_000_000,
+        "same": "a" * 250_000,
         "letters": letters,
-        "han": "天" * 200_000,  # more leaves the caches, which is not what is tested
-        "spaces": " " * 1_000_000,
+        "han": "天" * 80_000,
+        "spaces": " " * 250_000,
     }[kind]
     seconds = []
     for part in (4, 2, 1):
@@ -185,5 +185,6 @@ def test_time_grows_about_linearly(toy: Tokenizer, row: str, kind: str) -> None:
             best = min(best, time.thread_time() - start)
         assert ids
         seconds.append(best)
-    # Two doublings at 2.5 each; single ratios scatter more, since larger texts leave the caches.
+    # Two doublings at 2.5 each; single ratios scatter more. Larger texts leave the caches, and what
+    # their memory costs depends on the other programs of the machine.
     assert seconds[2] / seconds[0] <= 2.5**2
