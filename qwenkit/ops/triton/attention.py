@@ -38,6 +38,13 @@ def _sequence(cu, tile, sequences, QUERIES: tl.constexpr):
 
 
 @triton.jit
+def _slots(table, key, known, kv, kv_heads, T: tl.constexpr):
+    """Where the keys of one head stand in the cache, in heads."""
+    page = tl.load(table + key // T, mask=known, other=0)
+    return (page.to(tl.int64) * T + key % T) * kv_heads + kv
+
+
+@triton.jit
 def _attend(
     q, k_cache, v_cache, tables, lens, cu, out, lse, scale, sequences, tokens, heads, kv_heads,
     width, table_stride,
@@ -73,9 +80,8 @@ def _attend(
         for block in range(begin, tl.minimum(begin + share, end), KEYS):
             key = block + tl.arange(0, KEYS)
             known = key < end
-            page = tl.load(tables + s * table_stride + key // T, mask=known, other=0)
-            slot = (page.to(tl.int64) * T + key % T) * kv_heads + kv
-            at = slot[:, None] * width + d[None, :]
+            at = _slots(tables + s * table_stride, key, known, kv, kv_heads, T)[:, None] * width
+            at += d[None, :]
             inside = known[:, None] & (d < width)[None, :]
             keys = tl.load(k_cache + at, mask=inside, other=0.0).to(queries.dtype)
             values = tl.load(v_cache + at, mask=inside, other=0.0).to(queries.dtype)
