@@ -26,7 +26,8 @@ batch.
 `qlinear` is `linear` with the weight that `formats.dequantize` defines, rounded to x's dtype;
 kernels instead keep the weight exact and may round x to 8 bits with a scale for each 32 inputs. It
 has a gradient for x and bias, none for the packed weight. `prepack` puts a packed weight in the
-order of a kernel.
+order of a kernel. `make_layer` makes one op of a whole decoder layer whose weights no longer
+change.
 
 The body is chosen by device and availability and logged once. `QWENKIT_OPS=reference` forces the
 oracle. A kernel without a backward is passed over when gradients are needed.
@@ -37,17 +38,20 @@ from __future__ import annotations
 import functools
 import logging
 import os
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from qwenkit.errors import OptionError
-from qwenkit.ops import cpu, formats, grouped, reference
+from qwenkit.ops import cpu, formats, grouped, layer, reference
 from qwenkit.ops.formats import FORMATS, Packed, quantize
+from qwenkit.ops.layer import DecoderLayer
 from qwenkit.ops.layout import KernelWeight, repack
 from qwenkit.ops.reference import sample, token_logprobs
 
 __all__ = [
+    "DecoderLayer",
     "FORMATS",
     "KernelWeight",
     "Packed",
@@ -55,6 +59,7 @@ __all__ = [
     "backend",
     "dequantize",
     "linear",
+    "make_layer",
     "native_bfloat16",
     "paged_attention",
     "prepack",
@@ -125,6 +130,21 @@ def prepack(packed: Packed) -> Packed | KernelWeight:
     if packed.device.type != "cpu" or backend() != "cpu":
         return packed
     return repack(packed) or packed
+
+
+def make_layer(
+    weights: Sequence[KernelWeight | Tensor],
+    biases: Sequence[Tensor | None],
+    norms: tuple[Tensor, Tensor],
+    eps: float,
+    heads: tuple[int, int, int],
+    scale: float,
+    window: int | None = None,
+) -> DecoderLayer | None:
+    """A decoder layer in one kernel, as in `ops.layer`; None where no kernel takes it."""
+    if backend() != "cpu":
+        return None
+    return layer.make_layer(weights, biases, norms, eps, heads, scale, window)
 
 
 def dequantize(packed: Packed | KernelWeight) -> Tensor:
