@@ -61,7 +61,8 @@ class LLM:
         device: "cpu", "cuda" …; by default CUDA where there is a GPU.
         revision, source, offline, progress: as in `qwenkit.io.hub.resolve`.
         max_model_len: longest prompt + max_tokens; by default the model's context.
-        kv_bytes, block_size, max_batch_tokens, max_sequences: as in `qwenkit.engine.Engine`.
+        kv_bytes, block_size, max_batch_tokens, max_sequences, prefix_cache: as in
+            `qwenkit.engine.Engine`.
 
     Errors: ModelNotFoundError, HubError, FormatError, ConfigError, CheckpointError, TokenizerError,
         OutOfMemoryError.
@@ -86,6 +87,7 @@ class LLM:
         block_size: int = 16,
         max_batch_tokens: int = 512,
         max_sequences: int = 32,
+        prefix_cache: bool = True,
     ) -> None:
         self.path: Path | None = None
         if isinstance(model, (str, os.PathLike)):
@@ -115,6 +117,7 @@ class LLM:
             max_sequences=max_sequences,
             max_model_len=max_model_len,
             vocab_size=self.tokenizer.vocab_size,
+            prefix_cache=prefix_cache,
         )
         text_side = (self.tokenizer, self.generation, template, load_template)
         self._queries = QueryMaker(engine, *text_side)

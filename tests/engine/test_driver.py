@@ -123,7 +123,7 @@ def test_nobody_hangs_when_the_engine_itself_fails(
 ) -> None:
     box: queue.SimpleQueue[RequestOutput] = queue.SimpleQueue()
 
-    def fail() -> None:
+    def fail(now: float) -> None:
         raise RuntimeError("a bug")
 
     monkeypatch.setattr(driver.engine.scheduler, "schedule", fail)

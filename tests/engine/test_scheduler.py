@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -21,10 +22,11 @@ def scheduler(blocks: int = 64, size: int = 4, tokens: int = 16, sequences: int 
     return Scheduler(BlockPool(blocks, size), max_batch_tokens=tokens, max_sequences=sequences)
 
 
-def request(name: str, prompt: int, max_tokens: int = 4) -> Request:
-    return Request(
-        name, list(range(prompt)), SamplingParams(max_tokens=max_tokens, stop_token_ids=(STOP,))
-    )
+def request(name: str, prompt: int, max_tokens: int = 4, text: str = "", **changes: Any) -> Request:
+    """`prompt` tokens of a text, by default one of its own."""
+    ids = [1000 * ord((text or name)[0]) + i for i in range(prompt)]
+    params = SamplingParams(max_tokens=max_tokens, stop_token_ids=(STOP,))
+    return Request(name, ids, params, **changes)
 
 
 def shape(plan: Plan) -> list[tuple[str, int, int, bool]]:
@@ -63,13 +65,13 @@ def test_a_request_ends_by_stop_id_length_and_error() -> None:
         assert not s.has_work and s.pool.num_free == 64
 
 
-def test_admission_reserves_everything_in_order_of_arrival() -> None:
+def test_admission_takes_what_the_prompt_needs_in_order_of_arrival() -> None:
     s = scheduler(blocks=8, size=4, tokens=64)
-    s.add(request("a", 10, 7))  # 16 tokens in the cache: 4 blocks
-    s.add(request("b", 20, 5))  # 24: 6 blocks, which must wait
+    s.add(request("a", 10, 7))  # 3 blocks now, 4 in the end
+    s.add(request("b", 20, 5))  # 5 blocks, and one is left aside for a: must wait
     s.add(request("c", 1, 1))  # would fit, but does not overtake
     assert shape(s.schedule()) == [("a", 0, 10, True)]
-    assert s.pool.num_free == 4
+    assert s.pool.num_free == 5
     s.finish(s.running[0], "abort")
     assert [span[0] for span in shape(s.schedule())] == ["b", "c"]
 
@@ -138,7 +140,7 @@ def test_every_request_ends_and_every_block_returns(seed: int, tokens: int, bloc
 def test_scheduler_imports_no_torch() -> None:
     code = (
         "import sys, types; pkg = types.ModuleType('qwenkit.engine'); "
-        "import qwenkit; pkg.__path__ = [qwenkit.__path__[0] + '/engine']; "
+        "import os, qwenkit; pkg.__path__ = [os.path.dirname(qwenkit.__file__) + '/engine']; "
         "sys.modules['qwenkit.engine'] = pkg; "
         "import qwenkit.engine.scheduler; assert 'torch' not in sys.modules"
     )
