@@ -27,6 +27,7 @@ from qwenkit.engine.request import ErrorCode, Request, RequestOutput
 from qwenkit.engine.runner import Runner
 from qwenkit.engine.sampler import Draw, Sampler
 from qwenkit.engine.scheduler import Plan, Scheduler
+from qwenkit.engine.stats import Stats
 from qwenkit.errors import ContextLengthError, OptionError, RequestError
 from qwenkit.model.qwen import Qwen
 
@@ -108,6 +109,19 @@ class Engine:
     def cache_tokens(self) -> int:
         """Tokens that the whole cache holds."""
         return self.scheduler.pool.num_tokens
+
+    def stats(self) -> Stats:
+        """What is going on. Any thread may ask."""
+        s = self.scheduler
+        return Stats(
+            running=len(s.running),
+            waiting=len(s.waiting) + len(s.paused),
+            kv_usage=(s.pool.num_blocks - s.pool.num_free) / s.pool.num_blocks,
+            prompt_tokens=s.num_prompt_tokens,
+            cached_tokens=s.num_cached_tokens,
+            generation_tokens=s.num_drawn_tokens,
+            preemptions=s.num_preemptions,
+        )
 
     def check(self, request: Request) -> None:
         """Refuse what can never run, without touching any state (so any thread may call it).

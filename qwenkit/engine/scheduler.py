@@ -89,7 +89,8 @@ class Scheduler:
         self.waiting = FairQueue()
         self.running: list[Request] = []
         self.paused: deque[Request] = deque()
-        self.num_preemptions = self.num_queried = self.num_hits = 0
+        self.num_preemptions = 0
+        self.num_prompt_tokens = self.num_cached_tokens = self.num_drawn_tokens = 0
         self._underway: set[bytes] = set()  # keys of blocks that running prompts will fill
 
     @property
@@ -205,8 +206,8 @@ class Scheduler:
         request.num_published = len(shared)
         if not request.started:
             request.num_cached = request.num_computed
-            self.num_queried += request.num_prompt
-            self.num_hits += request.num_cached
+            self.num_prompt_tokens += request.num_prompt
+            self.num_cached_tokens += request.num_cached
         self._underway.update(keys[len(shared) :])
         self.running.append(request)
         return True
@@ -241,6 +242,7 @@ class Scheduler:
             if token is None:
                 continue
             request.token_ids.append(token)
+            self.num_drawn_tokens += 1
             self.waiting.charge(request.tenant, 1)
             if token in request.params.stop_token_ids:
                 self.finish(request, "stop")

@@ -165,7 +165,7 @@ def test_a_cached_beginning_is_not_computed_again() -> None:
     b = request("b", 18, text="a")
     s.add(b)
     assert shape(s.schedule()) == [("b", 16, 2, True)] and b.num_cached == 16
-    assert (s.num_queried, s.num_hits) == (36, 16)
+    assert (s.num_prompt_tokens, s.num_cached_tokens) == (36, 16)
 
 
 def test_at_least_one_token_of_a_prompt_is_computed() -> None:
@@ -191,7 +191,7 @@ def test_other_tenants_find_nothing() -> None:
     for name in "ab":
         s.add(request(name, 18, text="a", tenant=name))
         plans = run(s)
-    assert shape(plans[0]) == [("b", 0, 18, True)] and s.num_hits == 0
+    assert shape(plans[0]) == [("b", 0, 18, True)] and s.num_cached_tokens == 0
 
 
 def test_twins_wait_for_the_first_one_and_others_pass() -> None:
