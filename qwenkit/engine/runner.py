@@ -19,7 +19,7 @@ from qwenkit.model.qwen import Qwen
 
 class Runner:
     """Owns the block tables on the device; one row for each running request, from its first step to
-    `release`.
+    `release`, filled as the request gets blocks.
     """
 
     def __init__(self, model: Qwen, cache: KVCache, *, max_sequences: int, max_blocks: int) -> None:
@@ -29,6 +29,7 @@ class Runner:
             (max_sequences, max_blocks), dtype=torch.int32, device=self.device
         )
         self._rows: dict[str, int] = {}
+        self._filled = [0] * max_sequences
         self._free_rows = list(range(max_sequences - 1, -1, -1))
 
     @torch.inference_mode()
@@ -49,17 +50,23 @@ class Runner:
         return logits
 
     def release(self, request: Request) -> None:
-        """Forget a request that has ended. Unknown ones (it never ran) are none of our business."""
+        """Forget a request that has ended or lost its blocks. Unknown ones (it never ran) are none
+        of our business.
+        """
         row = self._rows.pop(request.id, None)
         if row is not None:
             self._free_rows.append(row)
+            self._filled[row] = 0
 
     def _row(self, request: Request) -> int:
         row = self._rows.get(request.id)
         if row is None:
             row = self._rows[request.id] = self._free_rows.pop()
-            blocks = torch.tensor(request.blocks, dtype=torch.int32)
-            self.tables[row, : len(blocks)] = blocks.to(self.device)
+        filled, blocks = self._filled[row], request.blocks
+        if filled < len(blocks):
+            fresh = torch.tensor(blocks[filled:], dtype=torch.int32)
+            self.tables[row, filled : len(blocks)] = fresh.to(self.device)
+            self._filled[row] = len(blocks)
         return row
 
     def _batch(self, plan: Plan) -> Batch:

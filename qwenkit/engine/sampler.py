@@ -4,14 +4,17 @@ its own request.
 Order, as in Transformers and vLLM: repetition penalty (prompt and output), frequency and presence
 penalty (output), logit_bias, then `ops.sample` (temperature, top_k, top_p, min_p). Rows of the
 vocabulary that the tokenizer has no token for are cut off first, so they can neither be drawn nor
-take probability. Random numbers come from a generator of each request's own, so a seeded request
-draws the same whoever else is in the batch. A row whose logits are not finite yields an error for
+take probability. A random number depends on the request's seed and on how many tokens it has, and
+on nothing else: a seeded request draws the same whoever else is in the batch, whether it was paused
+or a step was tried twice. A row whose logits are not finite yields an error for
 its request and leaves the other rows alone. Legend: M sampling rows, V vocab.
 """
 
 from __future__ import annotations
 
-import random
+import hashlib
+import secrets
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -19,7 +22,7 @@ import torch
 from torch import Tensor
 
 from qwenkit import ops
-from qwenkit.engine.request import Request, TokenLogprob
+from qwenkit.engine.request import ErrorCode, Request, TokenLogprob
 
 NOT_FINITE = "The model's logits are not finite; load it with dtype bfloat16 or float32."
 
@@ -31,6 +34,7 @@ class Draw:
     token: int | None
     logprob: TokenLogprob | None = None
     error: str | None = None
+    code: ErrorCode | None = None
 
 
 class _Seen:
@@ -39,36 +43,40 @@ class _Seen:
     """
 
     def __init__(self, request: Request, vocab_size: int, device: torch.device) -> None:
-        known = dict.fromkeys(request.token_ids)
+        prompt = request.token_ids[: request.num_prompt]
+        known = dict.fromkeys(prompt)
         room = min(vocab_size, len(known) + request.params.max_tokens)
         self.index = {token: i for i, token in enumerate(known)}
         self.ids = torch.zeros(room, dtype=torch.int64, device=device)
         self.ids[: len(known)] = torch.tensor(list(known), dtype=torch.int64).to(device)
         self.counts = torch.zeros(room, dtype=torch.float32, device=device)
-        self.size = len(known)
+        self.size, self.num_tokens = len(known), len(prompt)
 
-    def add(self, token: int) -> None:
-        at = self.index.get(token)
-        if at is None:
-            at = self.index[token] = self.size
-            self.ids[at] = token
-            self.size += 1
-        self.counts[at] += 1
+    def catch_up(self, token_ids: Sequence[int]) -> None:
+        """Count what the request has got since it was last asked for."""
+        for token in token_ids[self.num_tokens :]:
+            at = self.index.get(token)
+            if at is None:
+                at = self.index[token] = self.size
+                self.ids[at] = token
+                self.size += 1
+            self.counts[at] += 1
+        self.num_tokens = len(token_ids)
 
 
 class Sampler:
-    """Holds what sampling must remember of each request: its random numbers and the tokens it has
-    seen.
+    """Holds what sampling must remember of each request: the tokens it has seen, and a seed for one
+    that gave none.
     """
 
     def __init__(self, vocab_size: int, device: torch.device) -> None:
         self.vocab_size, self.device = vocab_size, device
-        self._random: dict[str, random.Random] = {}
+        self._seeds: dict[str, int] = {}
         self._seen: dict[str, _Seen] = {}
 
     def forget(self, request: Request) -> None:
         """Drop the state of a request that has ended."""
-        self._random.pop(request.id, None)
+        self._seeds.pop(request.id, None)
         self._seen.pop(request.id, None)
 
     @torch.inference_mode()
@@ -86,12 +94,9 @@ class Sampler:
             peak, chosen = logits.amax(-1), ops.sample(logits, *self._draw_parameters(requests))
         tokens = chosen.tolist()
         draws = [
-            Draw(token) if good else Draw(None, error=NOT_FINITE)
+            Draw(token) if good else Draw(None, error=NOT_FINITE, code="not_finite")
             for token, good in zip(tokens, peak.isfinite().tolist(), strict=True)
         ]
-        for request, draw in zip(requests, draws, strict=True):
-            if draw.token is not None and request.id in self._seen:
-                self._seen[request.id].add(draw.token)
         if logprobs is not None:
             self._report(requests, reported, logprobs, chosen, draws)
         return draws
@@ -126,6 +131,7 @@ class Sampler:
         for _, request in penalised:
             if request.id not in self._seen:
                 self._seen[request.id] = _Seen(request, self.vocab_size, self.device)
+            self._seen[request.id].catch_up(request.token_ids)
             seen.append(self._seen[request.id])
         ids = torch.cat([s.ids[: s.size] for s in seen])
         counts = torch.cat([s.counts[: s.size] for s in seen])
@@ -166,13 +172,13 @@ class Sampler:
         return [temperature, torch.tensor(top_k).to(self.device), top_p, min_p, uniform]
 
     def _uniform(self, request: Request) -> float:
-        """The request's next number in [0, 1): 24 bits, which float32 holds exactly and cannot
-        round up to 1.
-        """
-        generator = self._random.get(request.id)
-        if generator is None:
-            generator = self._random[request.id] = random.Random(_seed(request.params.seed))
-        return generator.getrandbits(24) / 2**24
+        """The request's number for its next token."""
+        seed = request.params.seed
+        if seed is None:
+            if request.id not in self._seeds:
+                self._seeds[request.id] = secrets.randbits(63)
+            seed = self._seeds[request.id]
+        return uniform(seed, request.num_output)
 
     def _report(
         self,
@@ -193,6 +199,9 @@ class Sampler:
                 draw.logprob = TokenLogprob(draw.token, logprob, top)
 
 
-def _seed(seed: int | None) -> int | None:
-    """Python seeds -1 and 1 alike; two's complement keeps them apart."""
-    return None if seed is None else seed % 2**64
+def uniform(seed: int, step: int) -> float:
+    """A number in [0, 1) for one token of a request: 24 bits, which float32 holds exactly and
+    cannot round up to 1. Seeds from -2**63 to 2**63 - 1 are all different.
+    """
+    digest = hashlib.blake2b(struct.pack("<qq", seed, step), digest_size=3).digest()
+    return int.from_bytes(digest, "little") / 2**24
