@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TypedDict
+from typing import TYPE_CHECKING, Literal, TypedDict
+
+if TYPE_CHECKING:
+    from qwenkit.model.qwen import Qwen
 
 
 class EngineOptions(TypedDict, total=False):
@@ -14,3 +17,5 @@ class EngineOptions(TypedDict, total=False):
     max_sequences: int
     max_model_len: int | None
     prefix_cache: bool
+    speculate: Literal["lookup", "draft"] | None
+    draft_model: Qwen | None

@@ -34,15 +34,16 @@ class Runner:
 
     @torch.inference_mode()
     def forward(self, plan: Plan) -> Tensor:
-        """Store the plan's keys and values; logits (M, V) float32 of its sampling spans, in batch
-        order.
+        """Store the plan's keys and values; logits (M, V) float32 of its sampling spans in batch
+        order, a row for each draft token and one more.
         """
         batch = self._batch(plan)
-        ends, n = [], 0
+        ends: list[int] = []
+        n = 0
         for span in plan.spans:
             n += span.count
             if span.samples:
-                ends.append(n - 1)
+                ends += range(n - 1 - len(span.drafts), n)
         rows = None
         if len(ends) < n:
             rows = torch.tensor(ends, dtype=torch.int64).to(self.device)
@@ -78,6 +79,7 @@ class Runner:
                 ids.append(tokens[span.start])
             else:
                 ids += tokens[span.start : span.start + span.count]
+                ids += span.drafts
         numbers = (
             [s.start for s in spans],
             [s.count for s in spans],

@@ -12,7 +12,7 @@ often (`qwenkit.engine.draft`).
 
 `Speculation` decides how many draft tokens each request gets. It keeps a score of how many passed
 and takes one more only while that raises the tokens to be expected for the cost of the step. Text
-that cannot be guessed soon costs a single draft token in `PROBE` steps.
+that cannot be guessed soon costs next to nothing.
 """
 
 from __future__ import annotations
@@ -20,43 +20,51 @@ from __future__ import annotations
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from qwenkit.engine.request import Request
 from qwenkit.engine.scheduler import Plan, Scheduler, Span
 
 MOST_DRAFTS = 16
 """Draft tokens of one request in a step."""
-PROBE = 24
-"""Chances to draft that a request with a bad score lets pass before it tries again."""
+PROBE, RARELY = 8, 64
+"""Chances to draft that a request with a bad score lets pass before it tries again; twice as many
+after each such try in vain, up to the second number.
+"""
 WEIGHT, MEMORY = 2.0, 0.9
 """The first guess counts as this many tries; older tries count less with each new verdict."""
 
 
-class Proposer(Protocol):
-    """Something that guesses. Its guesses must not depend on anything but the requests."""
+class Proposer:
+    """Something that guesses, from nothing but the requests."""
 
-    price: float
-    """What proposing one token costs, in rows of the model's batch."""
+    price = 1.0
+    """What one draft token costs, in rows of the model's batch."""
+
+    def follow(self, plan: Plan) -> None:
+        """See every plan before it gets draft tokens."""
 
     def find(self, request: Request, most: int) -> tuple[int, float]:
         """How many tokens it could propose, and how likely the first one passes as a rule; the
         score of each such likelihood is kept apart.
         """
+        raise NotImplementedError
 
     def propose(self, wanted: Sequence[tuple[Request, int]]) -> list[list[int]]:
-        """As many tokens for each request, at most what `find` said just before."""
+        """Tokens for each request, no more than asked for; `find` has just promised as many."""
+        raise NotImplementedError
+
+    def learn(self, span: Span) -> None:
+        """`span.passed` of a span's draft tokens were right."""
 
     def forget(self, request: Request) -> None:
-        """Drop what is kept of a request."""
+        """Drop what is kept of a request that has ended."""
 
 
-class Lookup:
+class Lookup(Proposer):
     """Guesses that the text goes on as it did the last time that it came to these words (prompt
     lookup, Saxena 2023). It looks for the longest of a few beginnings in prompt and output.
     """
 
-    price = 1.0
     LENGTHS = (12, 6, 4, 3, 2)
     SURE = 4
     """From this many equal tokens on a guess is likely to be right."""
@@ -109,6 +117,7 @@ class _Score:
     passed: float
     tried: float = WEIGHT
     skipped: int = 0
+    patience: int = PROBE
 
     @property
     def rate(self) -> float:
@@ -118,6 +127,10 @@ class _Score:
         """Behind the first wrong one nothing was tested."""
         self.passed = self.passed * MEMORY + passed
         self.tried = self.tried * MEMORY + min(passed + 1, drafted)
+        if passed:
+            self.patience = PROBE
+        elif self.skipped:
+            self.patience = min(self.patience * 2, RARELY)
         self.skipped = 0
 
 
@@ -147,6 +160,7 @@ class Speculation:
         """Give the spans that decode their draft tokens. Never more than there is room for in the
         batch and in the cache.
         """
+        self.proposer.follow(plan)
         decoding = [span for span in plan.spans if span.samples and span.count == 1]
         if not decoding:
             return
@@ -196,15 +210,21 @@ class Speculation:
         for offer in offers:
             if not offer.count:
                 offer.score.skipped += 1
-                offer.count = int(offer.score.skipped >= PROBE)
+                offer.count = int(offer.score.skipped >= offer.score.patience)
 
-    def learn(self, span: Span, passed: int) -> None:
-        """`passed` of a span's draft tokens were what the sampler drew."""
-        self.num_drafted += len(span.drafts)
-        self.num_accepted += passed
-        score = self._asked.pop(span.request.id, None)
-        if score is not None:
-            score.learn(len(span.drafts), passed)
+    def learn(self, plan: Plan) -> None:
+        """See what became of the draft tokens of a plan."""
+        for span in plan.spans:
+            if not span.drafts:
+                continue
+            self.num_drafted += len(span.drafts)
+            self.num_accepted += span.passed
+            span.request.num_drafted += len(span.drafts)
+            span.request.num_accepted += span.passed
+            self.proposer.learn(span)
+            score = self._asked.pop(span.request.id, None)
+            if score is not None:
+                score.learn(len(span.drafts), span.passed)
 
     def forget(self, request: Request) -> None:
         """Drop what is kept of a request that has ended."""
