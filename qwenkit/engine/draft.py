@@ -38,8 +38,8 @@ def check_speculation(speculate: str | None, draft_model: Qwen | None, vocab_siz
         raise OptionError("speculate is draft, but there is no draft_model.", "Give draft_model.")
     if draft_model is None:
         return
-    if speculate != "draft":
-        raise OptionError("There is a draft_model, but speculate is not draft.", "Set speculate.")
+    if speculate == "lookup":
+        raise OptionError("speculate is lookup, but there is a draft_model.", "Leave one out.")
     if draft_model.config.vocab_size < vocab_size:
         raise OptionError(
             f"The draft model has {draft_model.config.vocab_size} rows for tokens, "

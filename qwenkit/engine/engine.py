@@ -54,9 +54,9 @@ class Engine:
         max_model_len: longest prompt + max_tokens; by default and at most what config.json allows.
         vocab_size: tokens of the tokenizer; rows of the head above it are never drawn.
         prefix_cache: whether requests of one tenant that begin alike share what is cached of it.
-        speculate: "lookup" guesses tokens from the request's own text, "draft" with `draft_model`,
-            and the model checks them (`qwenkit.engine.speculate`); what it says stays the same.
-        draft_model: a smaller model with the same tokens.
+        speculate: "lookup" guesses tokens from the request's own text, "draft" (as without it)
+            by `draft_model`, a smaller one with the same tokens; the model checks several at once
+            (`qwenkit.engine.speculate`), and what it says stays the same.
 
     Errors: OptionError naming what is out of range, OutOfMemoryError.
     """
@@ -110,7 +110,7 @@ class Engine:
         self.runner = Runner(model, self.cache, max_sequences=max_sequences, max_blocks=widest)
         self.sampler = Sampler(self.vocab_size, model.device)
         self.speculation: Speculation | None = None
-        if speculate is not None:
+        if speculate is not None or draft_model is not None:
             limits = {"max_sequences": max_sequences, "max_blocks": widest}
             self.speculation = make_speculation(model, draft_model, self.sampler, pool, **limits)
         self._requests: dict[str, Request] = {}

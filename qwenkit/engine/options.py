@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, TypedDict
-
-if TYPE_CHECKING:
-    from qwenkit.model.qwen import Qwen
+from typing import Literal, TypedDict
 
 
 class EngineOptions(TypedDict, total=False):
@@ -18,4 +15,3 @@ class EngineOptions(TypedDict, total=False):
     max_model_len: int | None
     prefix_cache: bool
     speculate: Literal["lookup", "draft"] | None
-    draft_model: Qwen | None
