@@ -31,8 +31,9 @@ def test_answers_are_the_same_with_guesses(llm: LLM, checkpoint: Path) -> None:
             again = guessing.generate(PROMPT, temperature=0.5, seed=3, **asked)
             assert again.choices == warm.choices
             stats = guessing.driver.engine.stats()
-            assert 0 < stats.accepted_tokens <= stats.draft_tokens
-            assert again.usage.draft_tokens > 0
+            assert stats.draft_tokens > 0 and again.usage.draft_tokens > 0
+            if "draft_model" in options:
+                assert stats.accepted_tokens == stats.draft_tokens
 
 
 def test_a_draft_model_with_other_tokens_is_refused(checkpoint: Path, tmp_path: Path) -> None:
@@ -41,7 +42,7 @@ def test_a_draft_model_with_other_tokens_is_refused(checkpoint: Path, tmp_path: 
     first, second = list(vocab)[10:12]
     vocab[first], vocab[second] = vocab[second], vocab[first]
     (other / "vocab.json").write_text(json.dumps(vocab))
-    with pytest.raises(ConfigError, match="other has other tokens: 10 is"):
+    with pytest.raises(ConfigError, match=r"other has other tokens: \d+ is"):
         LLM(checkpoint, draft_model=other)
 
 
