@@ -7,15 +7,17 @@ grow with the tokens. Legend: N tokens, S sequences, M sampling rows, V vocab, T
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from qwenkit import ops
 from qwenkit.engine.kv_cache import KVCache
-from qwenkit.engine.request import Request
-from qwenkit.engine.scheduler import Plan
+from qwenkit.engine.request import Request, SamplingParams
+from qwenkit.engine.scheduler import Plan, Span
 from qwenkit.model.batch import Batch, PagedKV
 from qwenkit.model.qwen import Qwen
 
@@ -25,10 +27,20 @@ Array = np.ndarray[Any, np.dtype[Any]]
 class Runner:
     """Owns the block tables; one row for each running request, from its first step to
     `release`, filled as the request gets blocks.
+
+    invariant: compute each request to the same bits whatever else is in the batch.
     """
 
-    def __init__(self, model: Qwen, cache: KVCache, *, max_sequences: int, max_blocks: int) -> None:
-        self.model, self.cache = model, cache
+    def __init__(
+        self,
+        model: Qwen,
+        cache: KVCache,
+        *,
+        max_sequences: int,
+        max_blocks: int,
+        invariant: bool = False,
+    ) -> None:
+        self.model, self.cache, self.invariant = model, cache, invariant
         self.device = model.device
         self._tables = np.zeros((max_sequences, max_blocks), dtype=np.int32)
         self._filled = [0] * max_sequences
@@ -49,8 +61,16 @@ class Runner:
         rows = None
         if len(ends) < n:
             rows = self._tensor(np.array(ends, dtype=np.int64))
-        logits: Tensor = self.model(batch, rows)
+        with ops.batch_invariant() if self.invariant else contextlib.nullcontext():
+            logits: Tensor = self.model(batch, rows)
         return logits
+
+    def probe(self) -> None:
+        """Compute one token into a block that nobody holds. Errors: what the ops have to say."""
+        request = Request("", [0], SamplingParams(max_tokens=1))
+        request.blocks = [0]
+        self.forward(Plan([Span(request, 0, 1, True)]))
+        self.release(request)
 
     def release(self, request: Request) -> None:
         """Forget a request that has ended or lost its blocks. Unknown ones (it never ran) are none
