@@ -20,9 +20,9 @@ import torch
 from qwenkit.config import ModelConfig
 from qwenkit.engine import Driver, Engine, Request, RequestOutput, SamplingParams
 from qwenkit.io.hub import ASSETS
-from qwenkit.model.linear import prepack
 from qwenkit.model.load import DTYPES, init_model, load_model, save_model
 from qwenkit.model.qwen import Qwen
+from qwenkit.model.transforms import prepare
 
 HALF = ModelConfig(
     vocab_size=151936,
@@ -45,7 +45,7 @@ def make(name: str, dtype: str, quantize: str | None) -> Qwen:
         with tempfile.TemporaryDirectory() as folder:
             save_model(init_model(HALF, dtype=torch.bfloat16), folder)
             model = load_model(folder, dtype, "cpu", quantize=quantize)
-    prepack(model)
+    prepare(model)
     return model
 
 

@@ -8,7 +8,7 @@ for now and then (`limit` 0), so that the measure does not grow old.
 
 from __future__ import annotations
 
-STALL = 2.0
+STALL = 1.8
 FRESH = 32
 """Mixed steps after which a step without prompts is measured again."""
 RISE, FALL = 0.2, 0.6

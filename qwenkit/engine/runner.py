@@ -8,6 +8,7 @@ grow with the tokens. Legend: N tokens, S sequences, M sampling rows, V vocab, T
 from __future__ import annotations
 
 import contextlib
+import itertools
 from typing import Any
 
 import numpy as np
@@ -42,6 +43,7 @@ class Runner:
     ) -> None:
         self.model, self.cache, self.invariant = model, cache, invariant
         self.device = model.device
+        self._host = model.device.type == "cpu"
         self._tables = np.zeros((max_sequences, max_blocks), dtype=np.int32)
         self._filled = [0] * max_sequences
         self._rows: dict[str, int] = {}
@@ -103,8 +105,8 @@ class Runner:
         start = np.array([span.start for span in spans])  # (S)
         count = np.array([span.count for span in spans])
         row = np.array([self._row(span.request) for span in spans])
-        cu_seqlens = np.zeros(len(spans) + 1, dtype=np.int32)
-        np.cumsum(count, out=cu_seqlens[1:])
+        ends = itertools.accumulate((span.count for span in spans), initial=0)
+        cu_seqlens = np.fromiter(ends, np.int32, len(spans) + 1)
         positions, of = start, np.arange(len(spans))  # (N) each, `of`: which span
         if len(ids) > len(spans):
             of = of.repeat(count)
@@ -126,4 +128,5 @@ class Runner:
         return Batch(input_ids, three, self._tensor(cu_seqlens), kv, scaled)
 
     def _tensor(self, values: Array) -> Tensor:
-        return torch.from_numpy(values).to(self.device)
+        tensor = torch.from_numpy(values)
+        return tensor if self._host else tensor.to(self.device)

@@ -16,9 +16,9 @@ from qwenkit import ops
 from qwenkit.engine import Engine, Request, SamplingParams
 from qwenkit.errors import OptionError
 from qwenkit.io.hub import ASSETS
-from qwenkit.model.linear import prepack
 from qwenkit.model.load import load_model
 from qwenkit.model.qwen import Qwen
+from qwenkit.model.transforms import prepare
 from qwenkit.ops import cpu
 
 pytestmark = pytest.mark.skipif(not cpu.available(), reason="no C++ part")
@@ -138,7 +138,7 @@ def test_toy_models(kind: str, dtype: torch.dtype, make_model: Callable[..., Qwe
 )
 def test_tiny_instruct(dtype: str, quantize: str | None) -> None:
     model = load_model(ASSETS / "tiny-instruct", dtype, "cpu", quantize=quantize)
-    prepack(model)
+    prepare(model)
     assert differing(model, deterministic=True) == []
 
 
@@ -148,7 +148,7 @@ def test_tiny_instruct(dtype: str, quantize: str | None) -> None:
 @pytest.mark.parametrize("quantize", [None, "int4"])
 def test_bfloat16_needs_no_mode_on_a_cpu_without_instructions_for_it(quantize: str | None) -> None:
     model = load_model(ASSETS / "tiny-instruct", "bfloat16", "cpu", quantize=quantize)
-    prepack(model)
+    prepare(model)
     assert differing(model) == []
 
 
