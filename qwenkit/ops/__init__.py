@@ -17,6 +17,9 @@ B blocks of T slots in the paged cache. Sequences lie end to end (ragged), witho
 | `argmax` | logits (S, V) float32 | S places, and the values there; nan counts as the largest |
 | `sample` | logits (S, V) float32; five lists of options (S) | S token ids, as a list |
 
+A cache (B, T, K, D) has any floating dtype, or it is int8 and (B, T, K, D + 4): D codes and the
+four bytes of their float32 scale, for each token and head (`reference.pack_rows`).
+
 `paged_attention` also takes `cu_seqlens`, scale and window. Its queries are the last positions of
 their sequence: query i of a sequence with n queries stands at `context_lens - n + i`, and its keys
 are already stored. A window of w lets a query see itself and the w − 1 tokens before it. `sample`
@@ -65,6 +68,7 @@ __all__ = [
     "attention",
     "backend",
     "batch_invariant",
+    "cache_width",
     "dequantize",
     "linear",
     "make_layer",
@@ -171,6 +175,11 @@ def prepack(packed: Packed) -> Packed | KernelWeight:
     if packed.device.type != "cpu" or backend() != "cpu":
         return packed
     return repack(packed) or packed
+
+
+def cache_width(head_dim: int, dtype: torch.dtype) -> int:
+    """Entries of a cache of this dtype for one token and head."""
+    return head_dim + 4 if dtype == torch.int8 else head_dim
 
 
 def make_layer(
