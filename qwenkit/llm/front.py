@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from qwenkit.config import GenerationConfig
-from qwenkit.engine import Driver, Engine
+from qwenkit.engine import Driver, Engine, EngineOptions
 from qwenkit.errors import ConfigError, ContextLengthError, RequestError
 from qwenkit.io.hub import Progress
 from qwenkit.io.hub import resolve as resolve_ref
@@ -60,8 +60,9 @@ class LLM:
         quantize: "int4" or "int8" packs the weights while loading.
         device: "cpu", "cuda" …; by default CUDA where there is a GPU.
         revision, source, offline, progress: as in `qwenkit.io.hub.resolve`.
-        max_model_len: longest prompt + max_tokens; by default the model's context.
-        kv_bytes, block_size, max_batch_tokens, max_sequences: as in `qwenkit.engine.Engine`.
+        max_waiting, max_waiting_per_tenant: requests that may wait for a place, of all and of one
+            tenant; one more is a QueueFullError. By default there is no limit.
+        engine_options: max_model_len, kv_bytes … as in `qwenkit.engine.Engine`.
 
     Errors: ModelNotFoundError, HubError, FormatError, ConfigError, CheckpointError, TokenizerError,
         OutOfMemoryError.
@@ -81,11 +82,9 @@ class LLM:
         tokenizer: Tokenizer | None = None,
         template: ChatTemplate | None = None,
         generation: GenerationConfig | None = None,
-        max_model_len: int | None = None,
-        kv_bytes: int | None = None,
-        block_size: int = 16,
-        max_batch_tokens: int = 512,
-        max_sequences: int = 32,
+        max_waiting: int | None = None,
+        max_waiting_per_tenant: int | None = None,
+        **engine_options: Unpack[EngineOptions],
     ) -> None:
         self.path: Path | None = None
         if isinstance(model, (str, os.PathLike)):
@@ -107,18 +106,15 @@ class LLM:
             load_template = None
         self.config = self.model.config
         self._check_vocabulary()
-        engine = Engine(
-            self.model,
-            kv_bytes=kv_bytes,
-            block_size=block_size,
-            max_batch_tokens=max(max_batch_tokens, max_sequences),
-            max_sequences=max_sequences,
-            max_model_len=max_model_len,
-            vocab_size=self.tokenizer.vocab_size,
-        )
+        sequences = engine_options.setdefault("max_sequences", 32)
+        if engine_options.setdefault("max_batch_tokens", 512) < sequences:
+            engine_options["max_batch_tokens"] = sequences
+        engine = Engine(self.model, vocab_size=self.tokenizer.vocab_size, **engine_options)
         text_side = (self.tokenizer, self.generation, template, load_template)
         self._queries = QueryMaker(engine, *text_side)
-        self._driver = Driver(engine)
+        self._driver = Driver(
+            engine, max_waiting=max_waiting, max_waiting_per_tenant=max_waiting_per_tenant
+        )
         self._names = itertools.count()
         # Runs when the object goes, and at the interpreter's exit.
         self._finalizer = weakref.finalize(self, self._driver.close)
@@ -134,6 +130,13 @@ class LLM:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    @property
+    def driver(self) -> Driver:
+        """The engine's thread: `driver.healthy`, `driver.engine.stats()`,
+        `driver.engine.forget_prefixes()` when a model in memory has been trained on.
+        """
+        return self._driver
 
     @property
     def context_length(self) -> int:

@@ -42,8 +42,10 @@ class Writer:
 
     def __init__(self, index: int, tokenizer: Tokenizer, query: Query) -> None:
         self.index, self.ids, self.num_tokens = index, list[int](), 0
+        self.num_cached = 0
         self.finish_reason: FinishReason | None = None
         self.error: str | None = None
+        self.code: str | None = None
         self._tokenizer = tokenizer
         self._stream = TextStream(tokenizer, query.sampling.stop)
         self._parser = ToolCallParser(query.tools, eager=False) if query.tools else None
@@ -57,7 +59,8 @@ class Writer:
         ids, fresh, reason = list[int](), list[Logprob](), None
         for output in outputs:
             self.num_tokens += len(output.new_ids)
-            reason, self.error = output.finish_reason, output.error
+            reason, self.error, self.code = output.finish_reason, output.error, output.code
+            self.num_cached = max(self.num_cached, output.num_cached)
             kept = output.new_ids[:-1] if reason == "stop" else output.new_ids
             ids += kept
             fresh += [self._logprob(p) for p in (output.logprobs or [])[: len(kept)]]
@@ -131,7 +134,13 @@ class Job:
             writers = [Writer(i, tokenizer, query) for i in range(query.sampling.n)]
             self.writers.append(writers)
             for writer in writers:
-                request = Request(str(next(names)), query.ids, query.sampling.choice(writer.index))
+                request = Request(
+                    str(next(names)),
+                    query.ids,
+                    query.sampling.choice(writer.index),
+                    tenant=query.sampling.tenant,
+                    deadline=query.sampling.deadline,
+                )
                 self.requests.append(request)
                 self._open[request.id] = writer
 
@@ -174,7 +183,12 @@ class Job:
         for writers in self.writers:
             for writer in writers:
                 if writer.finish_reason in ("error", "abort"):
-                    raise EngineError(f"The request was ended: {writer.error or 'aborted'}")
+                    raise EngineError(
+                        f"The request was ended: {writer.error or 'aborted'}",
+                        code=writer.code or "failed",
+                    )
 
     def _usage(self, query: Query, writers: list[Writer]) -> Usage:
-        return Usage(len(query.ids), sum(writer.num_tokens for writer in writers))
+        """The choices share their prompt: cached is what not even the first one had to compute."""
+        drawn = sum(writer.num_tokens for writer in writers)
+        return Usage(len(query.ids), drawn, min(writer.num_cached for writer in writers))

@@ -12,10 +12,13 @@ FinishReason = Literal["stop", "length", "tool_calls", "abort", "error"]
 
 @dataclass(frozen=True)
 class Usage:
-    """Tokens of one call. `completion_tokens` counts all choices, end tokens included."""
+    """Tokens of one call. `completion_tokens` counts all choices, end tokens included;
+    `cached_tokens` are those of the prompt that did not have to be computed.
+    """
 
     prompt_tokens: int
     completion_tokens: int
+    cached_tokens: int = 0
 
     @property
     def total_tokens(self) -> int:
