@@ -6,6 +6,8 @@ is not `live` (nobody watches, no stop string to find) collects ids and decodes 
 
 from __future__ import annotations
 
+import dataclasses
+import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -18,6 +20,7 @@ from qwenkit.llm.results import (
     FinishReason,
     Logprob,
     StreamDelta,
+    Timing,
     TokenProb,
     Usage,
 )
@@ -130,6 +133,7 @@ class Job:
         self.requests: list[Request] = []
         self.writers: list[list[Writer]] = []
         self._open: dict[str, Writer] = {}
+        self._begun, self._first = time.monotonic(), 0.0
         for query in queries:
             writers = [Writer(i, tokenizer, query) for i in range(query.sampling.n)]
             self.writers.append(writers)
@@ -143,6 +147,10 @@ class Job:
                 )
                 self.requests.append(request)
                 self._open[request.id] = writer
+
+    def note(self) -> None:
+        """A token has come; the engine's thread tells."""
+        self._first = self._first or time.monotonic()
 
     @property
     def open_ids(self) -> list[str]:
@@ -166,15 +174,14 @@ class Job:
             usage = (
                 self._usage(self.queries[0], self.writers[0]) if len(self.queries) == 1 else None
             )
-            news[-1] = StreamDelta(
-                last.index, last.text, last.tool_call, last.logprobs, last.finish_reason, usage
-            )
+            news[-1] = dataclasses.replace(last, usage=usage, timing=self._timing())
         return news, [] if outputs[-1].finished else [request_id]
 
     def results(self, kind: type[Completion] = ChatResult) -> list[Completion]:
         """One result a prompt, once nothing is open."""
+        timing = self._timing()
         return [
-            kind(tuple(writer.choice() for writer in writers), self._usage(query, writers))
+            kind(tuple(writer.choice() for writer in writers), self._usage(query, writers), timing)
             for query, writers in zip(self.queries, self.writers, strict=True)
         ]
 
@@ -187,6 +194,10 @@ class Job:
                         f"The request was ended: {writer.error or 'aborted'}",
                         code=writer.code or "failed",
                     )
+
+    def _timing(self) -> Timing:
+        now = time.monotonic()
+        return Timing((self._first or now) - self._begun, now - self._begun)
 
     def _usage(self, query: Query, writers: list[Writer]) -> Usage:
         """The choices share their prompt: cached is what not even the first one had to compute."""

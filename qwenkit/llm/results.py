@@ -26,6 +26,14 @@ class Usage:
 
 
 @dataclass(frozen=True)
+class Timing:
+    """Seconds from asking to the first token of any choice, and to the last of all."""
+
+    first: float
+    total: float
+
+
+@dataclass(frozen=True)
 class TokenProb:
     """A token with its log-probability in the model's own distribution. `bytes` may be a part of a
     character.
@@ -76,6 +84,7 @@ class Completion:
 
     choices: tuple[Choice, ...]
     usage: Usage
+    timing: Timing
 
     @property
     def text(self) -> str:
@@ -116,7 +125,8 @@ class ChatResult(Completion):
 class StreamDelta:
     """News of choice `index`: text, or a part of a tool call, or its end.
 
-    The last delta of a choice has its `finish_reason`; the last one of the stream also has `usage`.
+    The last delta of a choice has its `finish_reason`; the last one of the stream also has `usage`
+    and `timing`.
     """
 
     index: int = 0
@@ -125,3 +135,4 @@ class StreamDelta:
     logprobs: tuple[Logprob, ...] = ()
     finish_reason: FinishReason | None = None
     usage: Usage | None = None
+    timing: Timing | None = None
