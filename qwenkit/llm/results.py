@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from qwenkit.prompt.tools import Delta, ToolCall
@@ -84,7 +84,7 @@ class Completion:
 
     choices: tuple[Choice, ...]
     usage: Usage
-    timing: Timing
+    timing: Timing = field(compare=False)
 
     @property
     def text(self) -> str:
@@ -135,4 +135,4 @@ class StreamDelta:
     logprobs: tuple[Logprob, ...] = ()
     finish_reason: FinishReason | None = None
     usage: Usage | None = None
-    timing: Timing | None = None
+    timing: Timing | None = field(default=None, compare=False)

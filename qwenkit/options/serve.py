@@ -105,7 +105,9 @@ class ServeOptions(LoadOptions):
     keep_alive: float = opt(15, "seconds that an idle connection is kept", gt=0, group="limits")
     max_json_depth: int = opt(64, "deepest nesting of a body", ge=8, le=200, group="limits")
     max_json_values: int = opt(1_000_000, "most values in a body", ge=1000, group="limits")
-    max_messages: int = opt(4096, "most messages of a conversation", ge=1, group="limits")
+    max_messages: int = opt(
+        4096, "most messages of a conversation", ge=1, le=10_000, group="limits"
+    )
     max_choices: int = opt(8, "largest n", ge=1, le=128, group="limits")
     max_prompts: int = opt(128, "most prompts of one completion request", ge=1, group="limits")
     max_stop: int = opt(4, "most stop strings", ge=1, le=16, group="limits")

@@ -18,7 +18,7 @@ from starlette.requests import Request
 from qwenkit.options.serve import ServeOptions
 from qwenkit.prompt.tokenizer import replace_surrogates
 from qwenkit.server.errors import ApiError
-from qwenkit.server.service import Service, service_of
+from qwenkit.server.service import Service, call_of, service_of
 from qwenkit.server.validation import explain
 
 T = TypeVar("T", bound=BaseModel)
@@ -48,7 +48,7 @@ async def read_bytes(request: Request, service: Service) -> bytes:
             close=True,
         )
     pieces: list[bytes] = []
-    with service.receiving() as ticket:
+    with service.receiving(call_of(request)) as ticket:
         async for piece in request.stream():
             ticket.add(len(piece))
             pieces.append(piece)

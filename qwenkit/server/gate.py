@@ -85,6 +85,7 @@ class Gate:
         if scope["method"] != "POST":
             return
         service.check_ready()
+        service.rates.take(call.caller.tenant, "requests", 1)
         if self._working > self._room:
             raise overloaded("All places are taken, those to wait as well.", 2)
         for name, value in headers:
@@ -116,6 +117,8 @@ class Gate:
 
     def _headers(self, call: Call) -> list[tuple[bytes, bytes]]:
         found = [(b"x-request-id", call.request_id.encode())]
+        if self._service.draining:  # whoever asks again shall reach another process
+            found.append((b"connection", b"close"))
         return found + self._service.rates.headers(call.caller.tenant)
 
     def _book(self, call: Call, scope: Scope, status: int) -> None:

@@ -1,7 +1,8 @@
 """Requests and tokens a minute, for each key: token buckets that refill evenly.
 
-A request pays one request at once, and the tokens that it can use at most before it is begun; what
-it did not use comes back at its end. So no number of requests at the same time overdraws.
+A request pays one request at once, and before it is begun the tokens that it will probably use: its
+body's size over 4, and max_tokens. At its end that is set right. So many requests at the same time
+cannot all be let in for the price of one.
 """
 
 from __future__ import annotations
@@ -45,31 +46,26 @@ class Rates:
         self._clock = clock
         self._buckets: dict[tuple[str, str], Bucket] = {}
 
-    def take(self, tenant: str, kind: str, amount: int) -> None:
-        """Pay. Errors: ApiError 429 with the time after which there will be enough; 400 for what
-        never fits.
+    def take(self, tenant: str, kind: str, amount: int) -> int:
+        """Pay `amount`, or all that a minute brings if that is less; what was paid. Errors:
+        ApiError 429 with the time after which there will be enough.
         """
         if kind not in self._limits:
-            return
+            return 0
         bucket = self._bucket(tenant, kind)
-        if amount > bucket.limit:
-            text = f"The request can use {amount} {kind}; a key has {bucket.limit} in a minute."
-            raise ApiError(
-                400, f"{text} Lower max_tokens.", param="max_tokens", code="too_many_tokens"
-            )
+        amount = min(amount, bucket.limit)
         wait = bucket.wait(amount)
         if wait > 0:
-            text = (
-                f"Rate limit reached: {bucket.limit} {kind} in a minute. Try again in {wait:.1f} s."
-            )
+            text = f"Rate limit reached: {bucket.limit} {kind} a minute. Try again in {wait:.1f} s."
             raise ApiError(429, text, kind=kind, code="rate_limit_exceeded", retry_after=wait)
         bucket.level -= amount
+        return amount
 
-    def give_back(self, tenant: str, kind: str, amount: int) -> None:
-        """What was paid and not used."""
-        if kind in self._limits and amount > 0:
+    def settle(self, tenant: str, kind: str, paid: int, used: int) -> None:
+        """Give back what was paid too much; take what was paid too little, into debt if need be."""
+        if kind in self._limits:
             bucket = self._bucket(tenant, kind)
-            bucket.level = min(bucket.level + amount, float(bucket.limit))
+            bucket.level = min(bucket.level + paid - used, float(bucket.limit))
 
     def headers(self, tenant: str) -> list[tuple[bytes, bytes]]:
         """OpenAI's `x-ratelimit-…` for a tenant; none where there is no limit."""
@@ -78,7 +74,7 @@ class Rates:
             bucket = self._bucket(tenant, kind)
             values = {
                 "limit": str(limit),
-                "remaining": str(math.floor(bucket.level)),
+                "remaining": str(max(math.floor(bucket.level), 0)),
                 "reset": f"{bucket.wait(limit):.3f}s",
             }
             for name, value in values.items():

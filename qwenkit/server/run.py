@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import ipaddress
 import logging
 import os
@@ -95,9 +96,12 @@ def serve(
         timeout_graceful_shutdown=1,
     )
     server = Server(config, app.state.service, ready)
+    gc.collect()
+    gc.freeze()  # the model's objects stay: looking through them again would stall every stream
     asyncio.run(server.serve(sockets=[listener]))
     server.part()
     llm.close()
+    gc.unfreeze()
     return server.exit_code
 
 

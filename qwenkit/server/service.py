@@ -6,7 +6,8 @@ import asyncio
 import contextlib
 import secrets
 import time
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine, Iterable, Iterator
+from functools import cached_property
 from typing import Any, TypeVar
 
 from starlette.requests import Request
@@ -22,6 +23,9 @@ from qwenkit.server.rates import Rates
 R = TypeVar("R")
 CALL = "qwenkit.call"
 ANYBODY = Caller("")
+CHARS_A_TOKEN = 4
+USUAL_ANSWER = 256
+"""Tokens that an answer without max_tokens is expected to have, for the rate limit."""
 
 
 class Ended(Exception):
@@ -35,6 +39,7 @@ class Call:
         self.request_id = f"req_{secrets.token_hex(16)}"
         self.caller = ANYBODY
         self.started = time.monotonic()
+        self.body_bytes = 0
         self.first_token_s: float | None = None
         self.prompt_tokens = self.completion_tokens = 0
         self.finish_reason: str | None = None
@@ -109,13 +114,29 @@ class Service:
         self.draining = False
 
     @contextlib.contextmanager
-    def receiving(self) -> Iterator[Ticket]:
+    def receiving(self, call: Call) -> Iterator[Ticket]:
         """Count a body while it is in memory as bytes."""
         ticket = Ticket(self)
         try:
             yield ticket
         finally:
             self.received -= ticket.size
+            call.body_bytes = ticket.size
+
+    @contextlib.contextmanager
+    def metered(self, call: Call, max_tokens: int | None, n: int | None = 1) -> Iterator[None]:
+        """Pay for the tokens of a call, and set it right behind. Errors: ApiError 429."""
+        estimate = call.body_bytes // CHARS_A_TOKEN + (max_tokens or USUAL_ANSWER) * (n or 1)
+        tenant, before = call.caller.tenant, call.prompt_tokens + call.completion_tokens
+        paid, used = self.rates.take(tenant, "tokens", estimate), 0
+        try:
+            yield
+        except asyncio.CancelledError:  # how far a whole answer had come is not known
+            used = paid
+            raise
+        finally:
+            used = call.prompt_tokens + call.completion_tokens - before or used
+            self.rates.settle(tenant, "tokens", paid, used)
 
     @property
     def trouble(self) -> str | None:
@@ -138,6 +159,24 @@ class Service:
         """Errors: ApiError 404 for a model that is not served."""
         if name not in self.names:
             raise no_model(name)
+
+    def check_size(self, texts: Iterable[str], param: str) -> None:
+        """Refuse what cannot fit even if every token were the longest one, before it is tokenised.
+        Composing characters (NFC) makes a text at most three times shorter.
+
+        Errors: ApiError 400.
+        """
+        size, longest = sum(map(len, texts)), self._longest_token
+        least = size // (3 * longest)
+        if least > self.llm.context_length:
+            text = f"The context holds {self.llm.context_length} tokens, but the prompt has at "
+            text += f"least {least}. Shorten the prompt."
+            raise ApiError(400, text, param=param, code="context_length_exceeded")
+
+    @cached_property
+    def _longest_token(self) -> int:
+        tokenizer = self.llm.tokenizer
+        return max(len(tokenizer.id_to_token(i)) for i in range(tokenizer.vocab_size))
 
     def end_all(self, error: ApiError) -> None:
         """End every call that runs."""

@@ -35,18 +35,19 @@ async def create(request: Request) -> Response:
 
 async def answer(service: Service, call: Call, body: ChatRequest) -> dict[str, Any]:
     """The whole answer. Errors: ApiError, QwenkitError."""
-    service.check_model(body.model)
-    result = await service.llm.achat(**body.question(call.caller, service.options))
-    booked(service, call, result)
+    question = body.question(call.caller, service)
+    with service.metered(call, question.get("max_tokens"), body.n):
+        result = await service.llm.achat(**question)
+        booked(service, call, result)
     return whole(result, body.model)
 
 
 async def stream(service: Service, call: Call, body: ChatRequest) -> AsyncGenerator[bytes, None]:
     """The answer in events. Errors, with the first event: ApiError, QwenkitError."""
-    service.check_model(body.model)
     wishes = body.stream_options
     chunks = Chunks(body.model, include_usage=bool(wishes and wishes.include_usage))
-    question = body.question(call.caller, service.options)
-    async with aclosing(watched(service, call, service.llm.astream(**question))) as deltas:
-        async for delta in deltas:
-            yield b"".join(event(chunk) for chunk in chunks.of(delta))
+    question = body.question(call.caller, service)
+    with service.metered(call, question.get("max_tokens"), body.n):
+        async with aclosing(watched(service, call, service.llm.astream(**question))) as deltas:
+            async for delta in deltas:
+                yield b"".join(event(chunk) for chunk in chunks.of(delta))

@@ -7,9 +7,11 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from qwenkit.options.serve import ServeOptions
+from qwenkit.prompt.messages import MAX_MESSAGES
 from qwenkit.server.auth import Caller
 from qwenkit.server.errors import bad_value, unsupported
 from qwenkit.server.openai.fields import Label, SamplingFields, Strict
+from qwenkit.server.service import Service
 
 ToolName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
 
@@ -24,6 +26,9 @@ class ContentPart(Strict):
     video_url: Any = None
     input_audio: Any = None
     file: Any = None
+
+
+Parts = Annotated[list[ContentPart], Field(max_length=MAX_MESSAGES, fail_fast=True)]
 
 
 class FunctionCall(Strict):
@@ -48,12 +53,12 @@ class ChatMessage(Strict):
     """
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[ContentPart] | None = None
+    content: str | Parts | None = None
     name: Label | None = None
-    tool_calls: list[ToolCallField] | None = Field(None, max_length=128)
+    tool_calls: list[ToolCallField] | None = Field(None, max_length=128, fail_fast=True)
     tool_call_id: Label | None = None
     refusal: str | None = None
-    annotations: list[Any] | None = None
+    annotations: list[Any] | None = Field(None, max_length=1024)
     audio: None = None
     function_call: None = None
     reasoning_content: str | None = None
@@ -142,11 +147,11 @@ class ChatRequest(SamplingFields):
         "verbosity": "say in the system message how long answers should be.",
         "web_search_options": "this server does not reach out.",
     }
-    messages: list[ChatMessage] = Field(min_length=1)
+    messages: list[ChatMessage] = Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)
     max_completion_tokens: int | None = Field(None, ge=1, le=1 << 24)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
-    tools: list[Tool] | None = None
+    tools: list[Tool] | None = Field(None, max_length=128, fail_fast=True)
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
     parallel_tool_calls: bool | None = None
     response_format: ResponseFormat | None = None
@@ -183,10 +188,14 @@ class ChatRequest(SamplingFields):
                 text = f"tool_choice names the tool {function.name!r}, which is not among tools."
                 raise bad_value("tool_choice", text)
 
-    def question(self, caller: Caller, options: ServeOptions) -> dict[str, Any]:
+    def question(self, caller: Caller, service: Service) -> dict[str, Any]:
         """Keywords for `LLM.achat` and `LLM.astream`. Errors: ApiError."""
-        self.check_limits(options)
-        asked = self.sampling(caller, options)
+        service.check_model(self.model)
+        self.check_limits(service.options)
+        service.check_size(
+            (m.content for m in self.messages if isinstance(m.content, str)), "messages"
+        )
+        asked = self.sampling(caller, service.options)
         if self.max_completion_tokens is not None:
             asked["max_tokens"] = self.max_completion_tokens
         if self.logprobs:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from fastapi import APIRouter
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Discriminator, Field, Tag
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -35,13 +35,33 @@ from qwenkit.server.sse import EventStream, JsonResponse, event
 
 router = APIRouter(tags=["generation"])
 MAX_CHOICES = 128
+Ids = Annotated[list[int], Field(max_length=1 << 20, fail_fast=True)]
+Texts = Annotated[list[str], Field(max_length=MAX_CHOICES, fail_fast=True)]
+IdLists = Annotated[list[Ids], Field(max_length=MAX_CHOICES, fail_fast=True)]
+
+
+def _form(prompt: Any) -> str:
+    """Which of the four a prompt wants to be, by its first entry."""
+    if not isinstance(prompt, list):
+        return "text"
+    first = prompt[0] if prompt else ""
+    return "texts" if isinstance(first, str) else "lists" if isinstance(first, list) else "ids"
+
+
+Prompts = Annotated[
+    Annotated[str, Tag("text")]
+    | Annotated[Texts, Tag("texts")]
+    | Annotated[Ids, Tag("ids")]
+    | Annotated[IdLists, Tag("lists")],
+    Discriminator(_form),
+]
 
 
 class CompletionRequest(SamplingFields):
     """Prompts to be continued."""
 
     UNSUPPORTED: ClassVar[dict[str, str]] = {"best_of": "ask for n choices and choose."}
-    prompt: str | list[str] | list[int] | list[list[int]]
+    prompt: Prompts
     echo: bool | None = None
     logprobs: int | None = Field(None, ge=0, le=20)
     suffix: str | None = None
@@ -72,7 +92,9 @@ class CompletionRequest(SamplingFields):
 
     def questions(self, caller: Caller, service: Service) -> list[dict[str, Any]]:
         """Keywords for `LLM.astream`, for each prompt. Errors: ApiError."""
+        service.check_model(self.model)
         self.check_limits(service.options)
+        service.check_size((p for p in self.prompts if isinstance(p, str)), "prompt")
         shared = self.sampling(caller, service.options)
         if self.logprobs is not None:
             shared["logprobs"] = self.logprobs
@@ -133,11 +155,11 @@ async def create(request: Request) -> Response:
 
 async def answer(service: Service, call: Call, body: CompletionRequest) -> dict[str, Any]:
     """The whole answer. Errors: ApiError, QwenkitError."""
-    service.check_model(body.model)
     questions = body.questions(call.caller, service)
-    results = await together([service.llm.agenerate(**question) for question in questions])
-    for result in results:
-        booked(service, call, result)
+    with service.metered(call, body.max_tokens, len(questions) * (body.n or 1)):
+        results = await together([service.llm.agenerate(**question) for question in questions])
+        for result in results:
+            booked(service, call, result)
     usage, timing = _sums([result.usage for result in results], [r.timing for r in results])
     echoes = body.echoes(service.llm)
     choices = [
@@ -157,25 +179,25 @@ async def stream(
     service: Service, call: Call, body: CompletionRequest
 ) -> AsyncGenerator[bytes, None]:
     """The answer in events. Errors, with the first event: ApiError, QwenkitError."""
-    service.check_model(body.model)
     questions = body.questions(call.caller, service)
     head, echoes, n = _head(body.model), body.echoes(service.llm), body.n or 1
     offsets: dict[int, int] = {}
     usages, timings = list[Usage](), list[Timing]()
     wants_usage = bool(body.stream_options and body.stream_options.include_usage)
     sources = [watched(service, call, service.llm.astream(**question)) for question in questions]
-    async with aclosing(merged(sources)) as deltas:
-        async for number, delta in deltas:
-            index = number * n + delta.index
-            text = delta.text
-            if index not in offsets:
-                offsets[index], text = 0, echoes[number] + text
-            chunk = {**head, "choices": [_piece(index, text, delta, offsets[index])]}
-            offsets[index] += len(text)
-            yield event({**chunk, "usage": None} if wants_usage else chunk)
-            if delta.usage is not None and delta.timing is not None:
-                usages.append(delta.usage)
-                timings.append(delta.timing)
+    with service.metered(call, body.max_tokens, len(questions) * n):
+        async with aclosing(merged(sources)) as deltas:
+            async for number, delta in deltas:
+                index = number * n + delta.index
+                text = delta.text
+                if index not in offsets:
+                    offsets[index], text = 0, echoes[number] + text
+                chunk = {**head, "choices": [_piece(index, text, delta, offsets[index])]}
+                offsets[index] += len(text)
+                yield event({**chunk, "usage": None} if wants_usage else chunk)
+                if delta.usage is not None and delta.timing is not None:
+                    usages.append(delta.usage)
+                    timings.append(delta.timing)
     if wants_usage:
         usage, timing = _sums(usages, timings)
         last = {"choices": [], "usage": usage_body(usage), "timings": timings_body(usage, timing)}

@@ -63,7 +63,7 @@ class SamplingFields(Strict):
     max_tokens: int | None = Field(None, ge=1, le=1 << 24)
     n: int | None = Field(None, ge=1, le=128)
     seed: int | None = Field(None, ge=-INT64, le=INT64 - 1)
-    stop: str | list[str] | None = None
+    stop: str | Annotated[list[str], Field(max_length=16, fail_fast=True)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: Label | None = None
@@ -71,7 +71,7 @@ class SamplingFields(Strict):
     min_p: float | None = Field(None, ge=0, le=1)
     repetition_penalty: float | None = Field(None, ge=0.01, le=100)
     min_tokens: int | None = Field(None, ge=0, le=1 << 24)
-    stop_token_ids: list[int] | None = Field(None, max_length=64)
+    stop_token_ids: list[int] | None = Field(None, max_length=64, fail_fast=True)
     ignore_eos: bool | None = None
 
     def check_limits(self, options: ServeOptions) -> None:

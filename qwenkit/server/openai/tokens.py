@@ -10,6 +10,7 @@ from pydantic import BaseModel, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
+from qwenkit.prompt.messages import MAX_MESSAGES
 from qwenkit.server.body import read
 from qwenkit.server.document import takes
 from qwenkit.server.errors import bad_value
@@ -26,8 +27,8 @@ class TokenizeRequest(Strict):
 
     model: Name
     prompt: str | None = None
-    messages: list[ChatMessage] | None = None
-    tools: list[Tool] | None = None
+    messages: list[ChatMessage] | None = Field(None, max_length=MAX_MESSAGES, fail_fast=True)
+    tools: list[Tool] | None = Field(None, max_length=128, fail_fast=True)
     add_generation_prompt: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     return_token_strs: bool | None = None
@@ -46,7 +47,7 @@ class DetokenizeRequest(Strict):
     """Ids."""
 
     model: Name
-    tokens: list[int] = Field(max_length=1 << 20)
+    tokens: list[int] = Field(max_length=1 << 20, fail_fast=True)
 
 
 class Text(BaseModel):

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from qwenkit.llm import Completion, Logprob, StreamDelta, Timing, TokenProb, Usage
-from qwenkit.server.service import Call, Service
+from qwenkit.server.service import CHARS_A_TOKEN, Call, Service
 
 
 class PromptTokensDetails(BaseModel):
@@ -45,19 +45,27 @@ class Timings(BaseModel):
 async def watched(
     service: Service, call: Call, deltas: AsyncGenerator[StreamDelta, None]
 ) -> AsyncGenerator[StreamDelta, None]:
-    """The same pieces, with the times between them in the metrics and their end in the books."""
-    between, last = service.metrics.between, 0.0
-    async with aclosing(deltas):
-        async for delta in deltas:
-            now = time.monotonic()
-            if last:
-                between.observe(now - last)
-            last = now
-            if delta.finish_reason is not None:
-                _end(service, call, delta.finish_reason)
-            if delta.usage is not None and delta.timing is not None:
-                _book(service, call, delta.usage, delta.timing)
-            yield delta
+    """The same pieces, with the times between them in the metrics and their end in the books. One
+    that is given up is booked by its pieces, and the prompt by its size.
+    """
+    between, last, pieces = service.metrics.between, 0.0, 0
+    try:
+        async with aclosing(deltas):
+            async for delta in deltas:
+                now, pieces = time.monotonic(), pieces + 1
+                if last:
+                    between.observe(now - last)
+                last = now
+                if delta.finish_reason is not None:
+                    _end(service, call, delta.finish_reason)
+                if delta.usage is not None and delta.timing is not None:
+                    _book(service, call, delta.usage, delta.timing)
+                    pieces = 0
+                yield delta
+    finally:
+        if pieces:
+            call.completion_tokens += pieces
+            call.prompt_tokens += call.body_bytes // CHARS_A_TOKEN
 
 
 def booked(service: Service, call: Call, result: Completion) -> None:
