@@ -15,9 +15,11 @@ from __future__ import annotations
 import hashlib
 import secrets
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,6 +27,9 @@ from qwenkit import ops
 from qwenkit.engine.request import ErrorCode, Request, TokenLogprob
 
 NOT_FINITE = "The model's logits are not finite; load it with dtype bfloat16 or float32."
+
+
+Array = np.ndarray[Any, np.dtype[Any]]
 
 
 @dataclass(slots=True)
@@ -38,30 +43,33 @@ class Draw:
 
 
 class _Seen:
-    """The distinct tokens of one request and how often the output has each, on the device, growing
-    in place.
-    """
+    """The distinct tokens of one request and how often the output has each, growing in place."""
 
-    def __init__(self, request: Request, vocab_size: int, device: torch.device) -> None:
+    def __init__(self, request: Request, vocab_size: int) -> None:
         prompt = request.token_ids[: request.num_prompt]
         known = dict.fromkeys(prompt)
         room = min(vocab_size, len(known) + request.params.max_tokens)
-        self.index = {token: i for i, token in enumerate(known)}
-        self.ids = torch.zeros(room, dtype=torch.int64, device=device)
-        self.ids[: len(known)] = torch.tensor(list(known), dtype=torch.int64).to(device)
-        self.counts = torch.zeros(room, dtype=torch.float32, device=device)
-        self.size, self.num_tokens = len(known), len(prompt)
+        self._index = {token: i for i, token in enumerate(known)}
+        self._ids = np.zeros(room, dtype=np.int64)
+        self._ids[: len(known)] = list(known)
+        self._counts = np.zeros(room, dtype=np.float32)
+        self._num_tokens = len(prompt)
 
     def catch_up(self, token_ids: Sequence[int]) -> None:
         """Count what the request has got since it was last asked for."""
-        for token in token_ids[self.num_tokens :]:
-            at = self.index.get(token)
-            if at is None:
-                at = self.index[token] = self.size
-                self.ids[at] = token
-                self.size += 1
-            self.counts[at] += 1
-        self.num_tokens = len(token_ids)
+        for token in token_ids[self._num_tokens :]:
+            at = self._index.setdefault(token, len(self._index))
+            self._ids[at] = token
+            self._counts[at] += 1
+        self._num_tokens = len(token_ids)
+
+    @property
+    def ids(self) -> Array:
+        return self._ids[: len(self._index)]
+
+    @property
+    def counts(self) -> Array:
+        return self._counts[: len(self._index)]
 
 
 class Sampler:
@@ -89,7 +97,8 @@ class Sampler:
         logprobs = logits[reported].log_softmax(-1) if reported else None
         self._adjust(requests, logits)
         if all(r.params.greedy for r in requests):
-            peak, chosen = logits.max(-1)  # nan counts as the largest, so a spoilt row shows
+            chosen = ops.argmax(logits)  # nan counts as the largest, so a spoilt row shows
+            peak = logits.gather(-1, chosen[:, None])[:, 0]
         else:
             peak, chosen = logits.amax(-1), ops.sample(logits, *self._draw_parameters(requests))
         tokens = chosen.tolist()
@@ -127,33 +136,29 @@ class Sampler:
         """Touch only the entries of tokens that were seen: a few hundred instead of the whole
         vocabulary.
         """
-        seen = []
         for _, request in penalised:
             if request.id not in self._seen:
-                self._seen[request.id] = _Seen(request, self.vocab_size, self.device)
+                self._seen[request.id] = _Seen(request, self.vocab_size)
             self._seen[request.id].catch_up(request.token_ids)
-            seen.append(self._seen[request.id])
-        ids = torch.cat([s.ids[: s.size] for s in seen])
-        counts = torch.cat([s.counts[: s.size] for s in seen])
-        sizes = torch.tensor([s.size for s in seen]).to(self.device)
-        settings = torch.tensor(
-            [
-                (
-                    i,
-                    r.params.repetition_penalty,
-                    r.params.frequency_penalty,
-                    r.params.presence_penalty,
-                )
-                for i, r in penalised
-            ],
-            dtype=torch.float32,
-        ).to(self.device)
-        spread = settings.repeat_interleave(sizes, 0, output_size=len(ids))
-        row, repetition, frequency, presence = spread.unbind(1)
-        at = (row.long(), ids)
+        seen = [self._seen[request.id] for _, request in penalised]
+        sizes = [len(s.ids) for s in seen]
+
+        def spread(values: Iterable[float], dtype: torch.dtype = torch.float32) -> Tensor:
+            """One number for each entry, from one for each request."""
+            each = np.repeat(np.array(list(values)), sizes)
+            return torch.from_numpy(each).to(self.device, dtype)
+
+        params = [request.params for _, request in penalised]
+        ids = torch.from_numpy(np.concatenate([s.ids for s in seen])).to(self.device)
+        counts = torch.from_numpy(np.concatenate([s.counts for s in seen])).to(self.device)
+        repetition = spread(p.repetition_penalty for p in params)
+        at = (spread((i for i, _ in penalised), torch.int64), ids)
         values = logits[at]
         values = torch.where(values < 0, values * repetition, values / repetition)
-        logits[at] = values - frequency * counts - presence * (counts > 0)
+        if any(p.frequency_penalty or p.presence_penalty for p in params):
+            values -= spread(p.frequency_penalty for p in params) * counts
+            values -= spread(p.presence_penalty for p in params) * (counts > 0)
+        logits[at] = values
 
     def _draw_parameters(self, requests: Sequence[Request]) -> list[Tensor]:
         """temperature, top_k, top_p, min_p, uniform: what `ops.sample` takes, each (M)."""
