@@ -25,6 +25,8 @@ from qwenkit.llm.results import (
     Usage,
 )
 from qwenkit.llm.sampling import Resolved
+from qwenkit.prompt.constraint import Constraint
+from qwenkit.prompt.grammar import Grammar
 from qwenkit.prompt.stream import Delta, TextStream, ToolCallParser, collect
 from qwenkit.prompt.tokenizer import Tokenizer
 
@@ -32,12 +34,14 @@ from qwenkit.prompt.tokenizer import Tokenizer
 @dataclass(frozen=True)
 class Query:
     """One prompt to be completed. `tools`: names of the offered tools; without any, nothing is
-    parsed.
+    parsed. `constraint`: what the answer must look like, `grammar`: the same, compiled.
     """
 
     ids: Sequence[int]
     sampling: Resolved
     tools: Collection[str] = ()
+    constraint: Constraint | None = None
+    grammar: Grammar | None = None
 
 
 class Writer:
@@ -144,6 +148,7 @@ class Job:
                     query.sampling.choice(writer.index),
                     tenant=query.sampling.tenant,
                     deadline=query.sampling.deadline,
+                    matcher=None if query.grammar is None else query.grammar.matcher(),
                 )
                 self.requests.append(request)
                 self._open[request.id] = writer

@@ -113,7 +113,3 @@ class ServeOptions(LoadOptions):
     max_stop: int = opt(4, "most stop strings", ge=1, le=16, group="limits")
     max_stop_chars: int = opt(256, "longest stop string", ge=1, le=1024, group="limits")
     max_tools: int = opt(128, "most tools of a request", ge=1, le=128, group="limits")
-    max_schema_bytes: int = opt(64 << 10, "largest JSON schema", ge=64, group="limits")
-    max_schema_depth: int = opt(10, "deepest nesting of a JSON schema", ge=1, group="limits")
-    max_schema_properties: int = opt(5000, "most properties of a schema", ge=1, group="limits")
-    max_schema_enums: int = opt(1000, "most enum values of a schema", ge=1, group="limits")
