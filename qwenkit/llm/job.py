@@ -7,6 +7,7 @@ is not `live` (nobody watches, no stop string to find) collects ids and decodes 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -55,7 +56,12 @@ class Writer:
         self.code: str | None = None
         self._tokenizer = tokenizer
         self._stream = TextStream(tokenizer, query.sampling.stop)
-        self._parser = ToolCallParser(query.tools, eager=False) if query.tools else None
+        # Where nothing but calls can come, arguments go out while they come, and a call that is cut
+        # off stays as far as it came. Everywhere else it would have to be taken back as text.
+        self._only_calls = query.constraint is not None and query.constraint.param == "tool_choice"
+        self._parser: ToolCallParser | None = None
+        if query.tools:
+            self._parser = ToolCallParser(query.tools, eager=self._only_calls)
         self._deltas: list[Delta] = []
         self._logprobs: list[Logprob] | None = None
         if query.sampling.params.logprobs is not None:
@@ -80,6 +86,8 @@ class Writer:
         if reason is not None:
             deltas += self._read(self._stream.finish())
             deltas += self._parser.finish() if self._parser else []
+            if self._only_calls:
+                deltas = list(itertools.takewhile(lambda delta: not delta.retracted, deltas))
             self.finish_reason = reason
         self._deltas += deltas
         if reason == "stop" and any(d.index is not None for d in self._deltas):

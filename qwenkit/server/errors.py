@@ -9,6 +9,7 @@ the official client would try again (408, 409, 429, 5xx).
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from starlette.exceptions import HTTPException
@@ -116,15 +117,21 @@ def failed(request_id: str) -> ApiError:
     )
 
 
-def as_api_error(error: BaseException, request_id: str) -> ApiError:
-    """What a client is told of an exception."""
+def as_api_error(
+    error: BaseException, request_id: str, spelling: Mapping[str, str] | None = None
+) -> ApiError:
+    """What a client is told of an exception; `spelling`: its names of parameters."""
+    param: str | None = getattr(error, "param", None)
+    if param is not None and spelling:
+        param = spelling.get(param, param)
     match error:
         case ApiError():
             return error
         case ContextLengthError():
-            return ApiError(400, str(error), param=error.param, code="context_length_exceeded")
+            return ApiError(400, str(error), param=param, code="context_length_exceeded")
         case RequestError():
-            return ApiError(400, str(error), param=error.param, code="invalid_value")
+            code = None if param == "response_format" else "invalid_value"
+            return ApiError(400, str(error), param=param, code=code)
         case TemplateError():
             return ApiError(400, str(error), param="messages", code="invalid_value")
         case QueueFullError(tenant=None):
@@ -148,6 +155,9 @@ def _of_engine(error: EngineError, request_id: str) -> ApiError:
     match error.code:
         case "timeout":
             return overloaded("No place became free in time; nothing was computed.", 5)
+        case "grammar":
+            text = "The answer cannot go on within what was asked of its form; simplify that."
+            return ApiError(400, text, code="grammar_failed")
         case "closed":
             return unavailable("The server is shutting down.")
         case "not_finite":

@@ -132,7 +132,7 @@ class Gate:
 async def tell(request: Any, error: Exception) -> JsonResponse:
     """The application's handler of every exception."""
     call: Call = request.scope[CALL]
-    told = as_api_error(error, call.request_id)
+    told = as_api_error(error, call.request_id, call.spelling)
     if isinstance(error, (Ended, ClientDisconnect)):
         return JsonResponse({}, CLIENT_GONE)
     if told.status == 500 and not isinstance(error, ApiError):

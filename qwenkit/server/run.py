@@ -96,6 +96,7 @@ def serve(
         timeout_graceful_shutdown=1,
     )
     server = Server(config, app.state.service, ready)
+    llm.prepare_grammars()
     gc.collect()
     gc.freeze()  # the model's objects stay: looking through them again would stall every stream
     asyncio.run(server.serve(sockets=[listener]))

@@ -40,6 +40,8 @@ class Call:
         self.caller = ANYBODY
         self.started = time.monotonic()
         self.body_bytes = 0
+        self.spelling: dict[str, str] = {}
+        """Parameter of `LLM` → the client's name for it, where they differ."""
         self.first_token_s: float | None = None
         self.prompt_tokens = self.completion_tokens = 0
         self.finish_reason: str | None = None

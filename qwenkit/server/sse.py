@@ -79,7 +79,7 @@ class EventStream(Response):
         await send({"type": "http.response.body", "body": self._end, "more_body": False})
 
     async def _fail(self, error: Exception, send: Send) -> None:
-        told = as_api_error(error, self._call.request_id)
+        told = as_api_error(error, self._call.request_id, self._call.spelling)
         if told.status == 500:
             log_bug(self._call, error)
         self._call.error = told

@@ -35,7 +35,7 @@ async def create(request: Request) -> Response:
 
 async def answer(service: Service, call: Call, body: ChatRequest) -> dict[str, Any]:
     """The whole answer. Errors: ApiError, QwenkitError."""
-    question = body.question(call.caller, service)
+    question = body.question(call, service)
     with service.metered(call, question.get("max_tokens"), body.n):
         result = await service.llm.achat(**question)
         booked(service, call, result)
@@ -46,7 +46,7 @@ async def stream(service: Service, call: Call, body: ChatRequest) -> AsyncGenera
     """The answer in events. Errors, with the first event: ApiError, QwenkitError."""
     wishes = body.stream_options
     chunks = Chunks(body.model, include_usage=bool(wishes and wishes.include_usage))
-    question = body.question(call.caller, service)
+    question = body.question(call, service)
     with service.metered(call, question.get("max_tokens"), body.n):
         async with aclosing(watched(service, call, service.llm.astream(**question))) as deltas:
             async for delta in deltas:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from qwenkit.options.serve import ServeOptions
+from qwenkit.prompt.chat import check_template_kwargs
 from qwenkit.prompt.messages import MAX_MESSAGES
-from qwenkit.server.auth import Caller
 from qwenkit.server.errors import bad_value, unsupported
 from qwenkit.server.openai.fields import Label, SamplingFields, Strict
-from qwenkit.server.service import Service
+from qwenkit.server.service import Call, Service
 
 ToolName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
 
@@ -101,8 +101,7 @@ class Tool(Strict):
 
     def plain(self) -> dict[str, Any]:
         """As `LLM` takes it, and the template prints it."""
-        function = self.function.model_dump(exclude_none=True, exclude={"strict"})
-        return {"type": "function", "function": function}
+        return {"type": "function", "function": self.function.model_dump(exclude_none=True)}
 
 
 class FunctionName(Strict):
@@ -132,6 +131,14 @@ class ResponseFormat(Strict):
 
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchema | None = None
+
+    @model_validator(mode="after")
+    def _whole(self) -> ResponseFormat:
+        inner = self.json_schema
+        if self.type == "json_schema" and (inner is None or inner.schema_ is None):
+            text = "Missing required parameter: 'response_format.json_schema.schema'."
+            raise bad_value("response_format", text, None)
+        return self
 
 
 class ChatRequest(SamplingFields):
@@ -188,14 +195,24 @@ class ChatRequest(SamplingFields):
                 text = f"tool_choice names the tool {function.name!r}, which is not among tools."
                 raise bad_value("tool_choice", text)
 
-    def question(self, caller: Caller, service: Service) -> dict[str, Any]:
+    def shape(self) -> dict[str, tuple[str, Any]]:
+        found = super().shape()
+        if self.response_format is not None and self.response_format.type != "text":
+            if found:
+                field = next(iter(found.values()))[0]
+                raise bad_value(field, f"response_format and {field} go against each other.")
+            form = self.response_format.model_dump(by_alias=True, exclude_none=True)
+            found["response_format"] = ("response_format", form)
+        return found
+
+    def question(self, call: Call, service: Service) -> dict[str, Any]:
         """Keywords for `LLM.achat` and `LLM.astream`. Errors: ApiError."""
         service.check_model(self.model)
         self.check_limits(service.options)
         service.check_size(
             (m.content for m in self.messages if isinstance(m.content, str)), "messages"
         )
-        asked = self.sampling(caller, service.options)
+        asked = self.sampling(call, service.options)
         if self.max_completion_tokens is not None:
             asked["max_tokens"] = self.max_completion_tokens
         if self.logprobs:
@@ -203,6 +220,9 @@ class ChatRequest(SamplingFields):
         asked["messages"] = [message.plain() for message in self.messages]
         if self.tools and self.tool_choice != "none":
             asked["tools"] = [tool.plain() for tool in self.tools]
+            asked["parallel_tool_calls"] = self.parallel_tool_calls
+            choice = self.tool_choice
+            asked["tool_choice"] = choice.model_dump() if isinstance(choice, NamedTool) else choice
         if self.chat_template_kwargs is not None:
-            asked["template_kwargs"] = self.chat_template_kwargs
+            asked["template_kwargs"] = check_template_kwargs(self.chat_template_kwargs)
         return asked

@@ -15,7 +15,6 @@ from starlette.responses import Response
 from qwenkit.llm import LLM, Completion, Logprob, StreamDelta, Timing, Usage
 from qwenkit.options.serve import ServeOptions
 from qwenkit.prompt.fim import fim_ids
-from qwenkit.server.auth import Caller
 from qwenkit.server.body import read
 from qwenkit.server.document import takes
 from qwenkit.server.errors import bad_value
@@ -90,12 +89,12 @@ class CompletionRequest(SamplingFields):
         if self.suffix is not None and not all(isinstance(each, str) for each in prompts):
             raise bad_value("suffix", "suffix is only for prompts that are text.")
 
-    def questions(self, caller: Caller, service: Service) -> list[dict[str, Any]]:
+    def questions(self, call: Call, service: Service) -> list[dict[str, Any]]:
         """Keywords for `LLM.astream`, for each prompt. Errors: ApiError."""
         service.check_model(self.model)
         self.check_limits(service.options)
         service.check_size((p for p in self.prompts if isinstance(p, str)), "prompt")
-        shared = self.sampling(caller, service.options)
+        shared = self.sampling(call, service.options)
         if self.logprobs is not None:
             shared["logprobs"] = self.logprobs
         tokenizer, found = service.llm.tokenizer, []
@@ -155,7 +154,7 @@ async def create(request: Request) -> Response:
 
 async def answer(service: Service, call: Call, body: CompletionRequest) -> dict[str, Any]:
     """The whole answer. Errors: ApiError, QwenkitError."""
-    questions = body.questions(call.caller, service)
+    questions = body.questions(call, service)
     with service.metered(call, body.max_tokens, len(questions) * (body.n or 1)):
         results = await together([service.llm.agenerate(**question) for question in questions])
         for result in results:
@@ -179,7 +178,7 @@ async def stream(
     service: Service, call: Call, body: CompletionRequest
 ) -> AsyncGenerator[bytes, None]:
     """The answer in events. Errors, with the first event: ApiError, QwenkitError."""
-    questions = body.questions(call.caller, service)
+    questions = body.questions(call, service)
     head, echoes, n = _head(body.model), body.echoes(service.llm), body.n or 1
     offsets: dict[int, int] = {}
     usages, timings = list[Usage](), list[Timing]()

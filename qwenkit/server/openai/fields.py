@@ -12,8 +12,8 @@ from typing import Annotated, Any, ClassVar
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from qwenkit.options.serve import ServeOptions
-from qwenkit.server.auth import Caller
 from qwenkit.server.errors import ApiError, bad_value, unsupported
+from qwenkit.server.service import Call
 
 INT64 = 2**63
 Name = Annotated[str, Field(max_length=1024)]
@@ -49,6 +49,15 @@ class StreamOptions(Strict):
     include_obfuscation: bool | None = None
 
 
+class StructuredOutputs(Strict):
+    """What the answer looks like: one of the four."""
+
+    json_: dict[str, Any] | bool | None = Field(default=None, alias="json")
+    regex: str | None = None
+    choice: list[str] | None = Field(default=None, max_length=1000, fail_fast=True)
+    grammar: str | None = None
+
+
 class SamplingFields(Strict):
     """How an answer is drawn: OpenAI's fields, and the usual extras behind them."""
 
@@ -73,6 +82,35 @@ class SamplingFields(Strict):
     min_tokens: int | None = Field(None, ge=0, le=1 << 24)
     stop_token_ids: list[int] | None = Field(None, max_length=64, fail_fast=True)
     ignore_eos: bool | None = None
+    guided_json: dict[str, Any] | bool | None = None
+    guided_regex: str | None = None
+    guided_choice: list[str] | None = Field(None, max_length=1000, fail_fast=True)
+    guided_grammar: str | None = None
+    structured_outputs: StructuredOutputs | None = None
+
+    def shape(self) -> dict[str, tuple[str, Any]]:
+        """What the answer must look like: keyword of `LLM` → (the client's field, its value)."""
+        inner = self.structured_outputs or StructuredOutputs(json=None)
+        prefix = "structured_outputs."
+        given = {
+            "guided_json": ("json", self.guided_json),
+            "guided_regex": ("regex", self.guided_regex),
+            "guided_choice": ("choice", self.guided_choice),
+            "guided_grammar": ("grammar", self.guided_grammar),
+            f"{prefix}json": ("json", inner.json_),
+            f"{prefix}regex": ("regex", inner.regex),
+            f"{prefix}choice": ("choice", inner.choice),
+            f"{prefix}grammar": ("grammar", inner.grammar),
+        }
+        found = [(field, *pair) for field, pair in given.items() if pair[1] is not None]
+        if len(found) > 1:
+            raise bad_value(found[1][0], f"{found[0][0]} and {found[1][0]} go against each other.")
+        for field, name, value in found:
+            if name == "json":
+                form = {"type": "json_schema", "json_schema": {"name": "answer", "schema": value}}
+                return {"response_format": (field, form)}
+            return {name: (field, value)}
+        return {}
 
     def check_limits(self, options: ServeOptions) -> None:
         """Errors: ApiError for what the operator does not allow."""
@@ -93,15 +131,17 @@ class SamplingFields(Strict):
         if self.stream_options is not None and not self.stream:
             raise bad_value("stream_options", "stream_options is only for stream: true.")
 
-    def sampling(self, caller: Caller, options: ServeOptions) -> dict[str, Any]:
-        """Keywords for `LLM`."""
+    def sampling(self, call: Call, options: ServeOptions) -> dict[str, Any]:
+        """Keywords for `LLM`. Errors in them are told by the names that the client used."""
         names = (
             "temperature top_p presence_penalty frequency_penalty max_tokens n seed stop top_k "
             "min_p repetition_penalty min_tokens stop_token_ids ignore_eos"
         )
         given = {name: getattr(self, name) for name in names.split()}
         given["logit_bias"] = _bias(self.logit_bias)
-        given["tenant"], given["queue_timeout"] = caller.tenant, options.queue_timeout
+        given["tenant"], given["queue_timeout"] = call.caller.tenant, options.queue_timeout
+        for name, (field, value) in self.shape().items():
+            given[name], call.spelling[name] = value, field
         return {name: value for name, value in given.items() if value is not None}
 
 

@@ -10,6 +10,7 @@ from pydantic import BaseModel, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
+from qwenkit.prompt.chat import check_template_kwargs
 from qwenkit.prompt.messages import MAX_MESSAGES
 from qwenkit.server.body import read
 from qwenkit.server.document import takes
@@ -80,7 +81,7 @@ def _ids(service: Service, body: TokenizeRequest) -> dict[str, Any]:
             [message.plain() for message in body.messages or ()],
             [tool.plain() for tool in body.tools or ()] or None,
             add_generation_prompt=body.add_generation_prompt is not False,
-            **(body.chat_template_kwargs or {}),
+            **check_template_kwargs(body.chat_template_kwargs or {}),
         ).ids
     names = None
     if body.return_token_strs:
