@@ -2,12 +2,13 @@
 its own request.
 
 Order, as in Transformers and vLLM: repetition penalty (prompt and output), frequency and presence
-penalty (output), logit_bias, then `ops.sample` (temperature, top_k, top_p, min_p). Rows of the
-vocabulary that the tokenizer has no token for are cut off first, so they can neither be drawn nor
-take probability. A random number depends on the request's seed and on how many tokens it has, and
-on nothing else: a seeded request draws the same whoever else is in the batch, whether it was paused
-or a step was tried twice. A row whose logits are not finite yields an error for
-its request and leaves the other rows alone. Legend: M sampling rows, V vocab.
+penalty (output), logit_bias, the grammar (`qwenkit.engine.grammar`), then `ops.sample`
+(temperature, top_k, top_p, min_p). Rows of the vocabulary that the tokenizer has no token for are
+cut off first, so they can neither be drawn nor take probability. A random number depends on the
+request's seed and on how many tokens it has, and on nothing else: a seeded request draws the same
+whoever else is in the batch, whether it was paused or a step was tried twice. A row whose logits
+are not finite, or whose grammar has come to a dead end, yields an error for its request and leaves
+the other rows alone. Legend: M sampling rows, V vocab.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import torch
 from torch import Tensor
 
 from qwenkit import ops
+from qwenkit.engine.grammar import constrain
 from qwenkit.engine.request import ErrorCode, Request, TokenLogprob
 
 NOT_FINITE = "The model's logits are not finite; load it with dtype bfloat16 or float32."
@@ -96,6 +98,7 @@ class Sampler:
         reported = [i for i, r in enumerate(requests) if r.params.logprobs is not None]
         logprobs = logits[reported].log_softmax(-1) if reported else None
         self._adjust(requests, logits)
+        unmatched = constrain(requests, logits)
         if all(r.params.greedy for r in requests):
             chosen = ops.argmax(logits)  # nan counts as the largest, so a spoilt row shows
             peak = logits.gather(-1, chosen[:, None])[:, 0]
@@ -106,6 +109,8 @@ class Sampler:
             Draw(token) if good else Draw(None, error=NOT_FINITE, code="not_finite")
             for token, good in zip(tokens, peak.isfinite().tolist(), strict=True)
         ]
+        for i, error in unmatched.items():
+            draws[i] = Draw(None, error=error, code="grammar")
         if logprobs is not None:
             self._report(requests, reported, logprobs, chosen, draws)
         return draws
@@ -123,7 +128,7 @@ class Sampler:
                 rows += [i] * len(params.logit_bias)
                 ids += params.logit_bias.keys()
                 biases += params.logit_bias.values()
-            if params.min_tokens > request.num_output:
+            if params.min_tokens > request.num_output and request.matcher is None:
                 rows += [i] * len(params.stop_token_ids)
                 ids += params.stop_token_ids
                 biases += [-torch.inf] * len(params.stop_token_ids)
