@@ -6,6 +6,7 @@ B blocks of T slots in the paged cache. Sequences lie end to end (ragged), witho
 | op | in | out |
 |---|---|---|
 | `linear` | x (N, in), weight (out, in), bias (out) or None | (N, out) |
+| `head` | x (N, in), weight (out, in) | (N, out) float32 |
 | `qlinear` | x (N, in), packed (out, in), bias (out) or None | (N, out), like x |
 | `rms_norm` | x (…, C), weight (C), eps | like x; the mean of squares in float32 |
 | `swiglu` | gate (N, F), up (N, F) | silu(gate) · up |
@@ -66,6 +67,7 @@ __all__ = [
     "backend",
     "batch_invariant",
     "dequantize",
+    "head",
     "linear",
     "make_layer",
     "native_bfloat16",
@@ -204,6 +206,13 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 _FEW_ROWS = {torch.bfloat16: 7, torch.float32: 16}
+
+
+def head(x: Tensor, weight: Tensor) -> Tensor:
+    """x · weightᵀ in float32, whatever the two are: logits rounded to bfloat16 would tie."""
+    if _native(x, weight) and (x.dtype != torch.float32 or x.shape[0] <= _FEW_ROWS[x.dtype]):
+        return cpu.linear(x.float(), weight)
+    return reference.linear(x, weight).float()
 
 
 def qlinear(x: Tensor, packed: Packed | KernelWeight, bias: Tensor | None = None) -> Tensor:
