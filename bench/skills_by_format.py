@@ -22,34 +22,34 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qwenkit import ops
-from qwenkit.eval.run import evaluate
+from qwenkit.eval.run import MAX_TOKENS, ask, entry, held_out
 from qwenkit.llm import LLM
 from qwenkit.model.linear import Linear, QuantEmbedding, QuantLinear
 from qwenkit.model.load import QUANTIZE, load_model
 from qwenkit.model.qwen import Qwen
 from qwenkit.model.transforms import prepare
+from qwenkit.tasks.base import LANGUAGES, Example
 from qwenkit.tasks.synth import TASKS
 from qwenkit.utils import write_text
 
 GGUF = ("q8_0", "q6_k", "q5_k", "q5_1", "q5_0", "q4_k", "q4_1", "q4_0", "q3_k", "q2_k")
 HEAD = "q8_0"
-WIDTHS = (10, 12, 16)
+WIDTHS = (12, 16)
 
 
 @dataclass(frozen=True)
 class Found:
-    """Exact answers and questions by skill, and every answer in order."""
+    """Exact answers and questions by skill, and the tokens of every answer in order."""
 
     exact: dict[str, tuple[int, int]]
-    answers: list[dict[str, Any]]
+    answers: list[tuple[int, ...]]
 
     def mean(self) -> float:
         return sum(right / asked for right, asked in self.exact.values()) / len(self.exact)
@@ -116,27 +116,44 @@ def dense(linear: QuantLinear) -> Linear:
 
 
 class Bench:
-    """Asks every model the same questions; remembers what it found."""
+    """Asks every model the same questions, all of them at once."""
 
     def __init__(self, base: LLM, count: int, seed: int) -> None:
-        self.base, self.count, self.seed = base, count, seed
+        self.base = base
+        self.questions: list[Example] = []
+        for task in TASKS.values():
+            for lang in LANGUAGES:
+                self.questions += held_out(task, lang, seed, count)
+        # A stable sort: chats first, so that the raw prompts are one list too.
+        self.questions.sort(key=lambda question: question.messages is None)
 
     def ask(self, label: str, model: Qwen) -> Found:
         prepare(model)
-        same = {"tokenizer": self.base.tokenizer, "generation": self.base.generation}
-        with LLM(model, template=self.base.template, max_sequences=64, **same) as llm:
-            report, answers = evaluate(llm, count=self.count, seed=self.seed, batch=64)
+        base, results = self.base, []
+        with LLM(
+            model,
+            tokenizer=base.tokenizer,
+            template=base.template,
+            generation=base.generation,
+            max_sequences=256,
+        ) as llm:
+            for raw in (False, True):
+                chosen = [q for q in self.questions if (q.messages is None) == raw]
+                results += ask(llm, chosen, MAX_TOKENS)
         exact: dict[str, tuple[int, int]] = {}
-        for row in report.rows:
-            right, asked = exact.get(row.skill, (0, 0))
-            exact[row.skill] = (right + row.exact, asked + row.n)
-        found = Found(exact, [entry["answer"] for entry in answers])
-        print(f"{label}: {100 * found.mean():.1f} %", file=sys.stderr, flush=True)
-        return found
+        answers = []
+        for question, result in zip(self.questions, results, strict=True):
+            right, asked = exact.get(question.skill, (0, 0))
+            score = entry(TASKS[question.skill], question, result)["exact"]
+            exact[question.skill] = (right + score, asked + 1)
+            answers.append(result.choices[0].ids)
+        every = Found(exact, answers)
+        print(f"{label}: {100 * every.mean():.1f} %", file=sys.stderr, flush=True)
+        return every
 
 
 def equal(first: Found, second: Found) -> float:
-    """The share of whole answers that are the same."""
+    """The share of answers whose tokens are all the same."""
     pairs = list(zip(first.answers, second.answers, strict=True))
     return sum(a == b for a, b in pairs) / len(pairs)
 
@@ -175,7 +192,7 @@ def equality_table(bench: Bench, packed: dict[str, Qwen], found: dict[str, Found
         exact = bench.ask(f"{label}, float32", replaced(model, dense))
         rows = {"8 bits (the kernels)": found[label]}
         for width in WIDTHS if label == "int8" else ():
-            rounded = replaced(model, lambda linear, width=width: RoundedLinear(linear, width))
+            rounded = replaced(model, partial(RoundedLinear, bits=width))
             rows[f"{width} bits (simulated)"] = bench.ask(f"{label}, {width} bits", rounded)
         lines.append(f"| {label} | float32 | {100 * exact.mean():.1f} | 100 |")
         for name, each in rows.items():
@@ -206,7 +223,7 @@ def main() -> None:
         **{name: load_model(base.path, "float32", quantize=name) for name in QUANTIZE},
         **{name: pack(plain, name, HEAD) for name in GGUF},
     }
-    packed = {name: copy.deepcopy(models[name]) for name in ("int8", "int4", "q8_0", "q4_0")}
+    packed = {name: copy.deepcopy(models[name]) for name in ("int8", "q8_0", "int4")}
     skills, found = skills_table(bench, models)
     equality = equality_table(bench, packed, found)
     asked = sum(asked for _, asked in found["float32"].exact.values())

@@ -24,7 +24,7 @@ from qwenkit.ops import gguf_encode
 
 @dataclass(frozen=True)
 class BlockType:
-    """`decode`: (B, block_bytes) uint8 → (B, block) float32; `encode`: back, as near as it comes."""
+    """`decode`: (B, block_bytes) uint8 → (B, block) float32; `encode`: back, as near as can be."""
 
     block: int
     block_bytes: int
