@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from qwenkit.engine.graphs import make_graphs
 from qwenkit.engine.kv_cache import KVCache
 from qwenkit.engine.request import Request
 from qwenkit.engine.scheduler import Plan
@@ -25,6 +26,7 @@ class Runner:
     def __init__(self, model: Qwen, cache: KVCache, *, max_sequences: int, max_blocks: int) -> None:
         self.model, self.cache = model, cache
         self.device = model.device
+        self._graphs = make_graphs(model, cache, max_sequences, max_blocks)
         self.tables = torch.zeros(
             (max_sequences, max_blocks), dtype=torch.int32, device=self.device
         )
@@ -45,6 +47,8 @@ class Runner:
         rows = None
         if len(ends) < n:
             rows = torch.tensor(ends, dtype=torch.int64).to(self.device)
+        elif self._graphs is not None:
+            return self._graphs.forward(batch)
         logits: Tensor = self.model(batch, rows)
         return logits
 
