@@ -53,6 +53,10 @@ def work(verb: Verb) -> Callable[[Any], int]:
             from qwenkit.cli.run import run
 
             return run
+        case "serve":
+            from qwenkit.cli.serve import serve
+
+            return serve
         case "pull":
             from qwenkit.cli.models import pull
 

@@ -6,28 +6,32 @@
         for output in engine.step():
             print(output.id, output.new_ids, output.finish_reason)
 
-The model is used as it is (its weights may change between steps, as reinforcement learning does).
+The model is used as it is. Its weights may change while nothing runs, as reinforcement learning
+does; call `forget_prefixes` then, since the cache still has what the old ones computed.
 Whatever goes wrong with one request ends that request alone: a bad one is refused by `add`, one
 with NaN logits ends with "error", and when a forward raises, its sequences are tried again one by
 one so that only the guilty ones end. Not thread-safe: one thread calls everything
-(`qwenkit.engine.driver` is that thread). Not covered: prefix caching, preemption, speculation,
-text.
+(`qwenkit.engine.driver` is that thread). Not covered: speculation, text.
 """
 
 from __future__ import annotations
 
 import logging
+import time
 
 import torch
 
 from qwenkit.engine.blocks import BlockPool
 from qwenkit.engine.kv_cache import KVCache, blocks_in, default_kv_bytes
-from qwenkit.engine.request import Request, RequestOutput
+from qwenkit.engine.request import ErrorCode, Request, RequestOutput
 from qwenkit.engine.runner import Runner
 from qwenkit.engine.sampler import Draw, Sampler
 from qwenkit.engine.scheduler import Plan, Scheduler
+from qwenkit.engine.stats import Stats
 from qwenkit.errors import ContextLengthError, OptionError, RequestError
 from qwenkit.model.qwen import Qwen
+
+LATE = "The request was still waiting when its deadline passed; nothing was computed."
 
 _log = logging.getLogger("qwenkit.engine")
 
@@ -45,6 +49,7 @@ class Engine:
         max_sequences: sequences that run at once; more wait.
         max_model_len: longest prompt + max_tokens; by default and at most what config.json allows.
         vocab_size: tokens of the tokenizer; rows of the head above it are never drawn.
+        prefix_cache: whether requests of one tenant that begin alike share what is cached of it.
 
     Errors: OptionError naming what is out of range, OutOfMemoryError.
     """
@@ -60,6 +65,7 @@ class Engine:
         max_sequences: int = 32,
         max_model_len: int | None = None,
         vocab_size: int | None = None,
+        prefix_cache: bool = True,
     ) -> None:
         config = model.config
         most = config.context_length
@@ -82,7 +88,10 @@ class Engine:
             num_blocks = blocks_in(config, kv_bytes, block_size, model.dtype)
         pool = BlockPool(num_blocks, block_size)
         self.scheduler = Scheduler(
-            pool, max_batch_tokens=max_batch_tokens, max_sequences=max_sequences
+            pool,
+            max_batch_tokens=max_batch_tokens,
+            max_sequences=max_sequences,
+            share_prefixes=prefix_cache,
         )
         self.cache = KVCache(config, num_blocks, block_size, dtype=model.dtype, device=model.device)
         widest = min(num_blocks, pool.blocks_for(self.context_length))
@@ -100,6 +109,19 @@ class Engine:
     def cache_tokens(self) -> int:
         """Tokens that the whole cache holds."""
         return self.scheduler.pool.num_tokens
+
+    def stats(self) -> Stats:
+        """What is going on. Any thread may ask."""
+        s = self.scheduler
+        return Stats(
+            running=len(s.running),
+            waiting=len(s.waiting) + len(s.paused),
+            kv_usage=(s.pool.num_blocks - s.pool.num_free) / s.pool.num_blocks,
+            prompt_tokens=s.num_prompt_tokens,
+            cached_tokens=s.num_cached_tokens,
+            generation_tokens=s.num_drawn_tokens,
+            preemptions=s.num_preemptions,
+        )
 
     def check(self, request: Request) -> None:
         """Refuse what can never run, without touching any state (so any thread may call it).
@@ -157,10 +179,19 @@ class Engine:
         self._forget(request)
         self._aborted.append(RequestOutput(request_id, finish_reason="abort"))
 
+    def forget_prefixes(self) -> None:
+        """Share nothing that is cached now with later requests: the weights have changed."""
+        self.scheduler.pool.forget_all()
+
     def step(self) -> list[RequestOutput]:
         """Compute one batch. An output for each request that drew a token or ended."""
         outputs, self._aborted = self._aborted, []
-        plan = self.scheduler.schedule()
+        plan = self.scheduler.schedule(time.monotonic())
+        for request in plan.paused:
+            self.runner.release(request)
+        for request in plan.late:
+            outputs.append(RequestOutput(request.id, [], None, "error", LATE, "timeout"))
+            self._forget(request)
         if not plan.spans:
             return outputs
         try:
@@ -171,7 +202,11 @@ class Engine:
         self.scheduler.commit(plan, [draw.token for draw in draws])
         for request, draw in zip(plan.sampling, draws, strict=True):
             output = RequestOutput(
-                request.id, finish_reason=request.finish_reason, error=draw.error
+                request.id,
+                finish_reason=request.finish_reason,
+                error=draw.error,
+                code=draw.code,
+                num_cached=request.num_cached,
             )
             if draw.token is not None:
                 output.new_ids.append(draw.token)
@@ -198,7 +233,7 @@ class Engine:
             except Exception as error:
                 _log.error("request %s failed: %s", span.request.id, error)
                 span.samples = True
-                drawn = [Draw(None, error=_one_line(error))]
+                drawn = [Draw(None, error=_one_line(error), code=_code(error))]
             draws += drawn
         return draws
 
@@ -215,8 +250,13 @@ def _check_option(name: str, value: int | None, limit: int | None) -> None:
     raise OptionError(f"{name} is {value}; it must be {bounds}.")
 
 
+def _code(error: Exception) -> ErrorCode:
+    memory = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+    return "out_of_memory" if memory else "failed"
+
+
 def _one_line(error: Exception) -> str:
     text = " ".join(str(error).split())
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+    if _code(error) == "out_of_memory":
         return "Out of memory; give a smaller max_batch_tokens, kv_bytes or max_tokens."
     return f"{type(error).__name__}: {text[:200]}"

@@ -102,6 +102,11 @@ class Qwen(nn.Module):
         return out.float()
 
     @property
+    def fused(self) -> bool:
+        """Whether every layer is one kernel."""
+        return all(getattr(layer, "fused", None) is not None for layer in self.model.layers)
+
+    @property
     def device(self) -> torch.device:
         return self.model.norm.weight.device
 

@@ -14,6 +14,7 @@ B blocks of T slots in the paged cache. Sequences lie end to end (ragged), witho
 | `paged_attention` | q, two caches (B, T, K, D), block_tables, context_lens (S) | (N, H, D) |
 | `store_kv` | k and v (N, K, D), two caches, slots (N): block · T + offset | writes the caches |
 | `token_logprobs` | logits (N, V), targets (N) | (N) float32 |
+| `argmax` | logits (S, V) float32 | (S) int64; where there is a nan, its place |
 | `sample` | logits (S, V) float32; five rows of options (S) | (S) int64 token ids |
 
 `paged_attention` also takes `cu_seqlens`, scale and window. Its queries are the last positions of
@@ -32,34 +33,40 @@ change.
 The body is chosen by device and availability and logged once: C++ on the CPU, Triton on a GPU.
 `QWENKIT_OPS=reference` forces the oracle, `cpu` and `triton` one of the others (Triton on the CPU
 only in its interpreter, under TRITON_INTERPRET=1). A kernel without a backward is passed over when
-gradients are needed.
+gradients are needed. The choice may depend on the number of rows, and libraries add up in another
+order for another number; within `batch_invariant` neither happens.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import os
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from qwenkit.errors import OptionError
-from qwenkit.ops import cpu, formats, grouped, layer, reference, triton
+from qwenkit.ops import cpu, draw, formats, grouped, layer, reference, triton
 from qwenkit.ops.formats import FORMATS, Packed, quantize
 from qwenkit.ops.layer import DecoderLayer
 from qwenkit.ops.layout import KernelWeight, repack
-from qwenkit.ops.reference import sample, token_logprobs
+from qwenkit.ops.reference import token_logprobs
 
 __all__ = [
     "DecoderLayer",
     "FORMATS",
     "KernelWeight",
     "Packed",
+    "answers_in_bfloat16",
+    "argmax",
     "attention",
     "backend",
+    "batch_invariant",
     "dequantize",
     "gpu_backend",
     "linear",
@@ -146,13 +153,50 @@ def native_bfloat16(device: torch.device) -> bool:
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
+def answers_in_bfloat16(device: torch.device) -> bool:
+    """Whether a model in bfloat16 answers at least as fast as in float32: where the device has
+    instructions for it, and where the C++ bodies read half the bytes and multiply in float32.
+    """
+    return native_bfloat16(device) or (device.type == "cpu" and backend() == "cpu")
+
+
+class _Mode(threading.local):
+    invariant = False
+
+
+_mode = _Mode()
+
+
+@contextlib.contextmanager
+def batch_invariant() -> Iterator[None]:
+    """Within it, on this thread, what an op computes for a row (in attention: for a sequence) is
+    the same to the last bit whatever other rows are there. The C++ bodies are made so; an op on
+    tensors that they do not take is an OptionError instead of a near miss.
+    """
+    before, _mode.invariant = _mode.invariant, True
+    try:
+        yield
+    finally:
+        _mode.invariant = before
+
+
 def _body(*tensors: Tensor | None) -> Any:
     """The module whose bodies take an op on these tensors: `cpu`, `triton` or `reference`."""
     given = [x for x in tensors if x is not None]
-    if torch.is_grad_enabled() and any(x.requires_grad for x in given):
-        return reference
+    body = _chosen(given)
+    if _mode.invariant and body is not cpu:
+        kinds = ", ".join(sorted({f"{x.dtype} on {x.device}" for x in given}))
+        raise OptionError(
+            f"Results that do not depend on the batch need the C++ kernels, not here: {kinds}.",
+            "Use the CPU, float32 or bfloat16, and an install with the C++ part.",
+        )
+    return body
+
+
+def _chosen(given: list[Tensor]) -> Any:
     device = given[0].device.type
-    if device not in ("cpu", "cuda"):
+    gradient = torch.is_grad_enabled() and any(x.requires_grad for x in given)
+    if gradient or device not in ("cpu", "cuda"):
         return reference
     chosen = backend() if device == "cpu" else gpu_backend()
     if chosen == "cpu" and cpu.takes(*given):
@@ -192,25 +236,31 @@ def dequantize(packed: Packed | KernelWeight) -> Tensor:
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x · weightᵀ + bias."""
-    if weight.dtype == torch.bfloat16 == x.dtype and _body(x, weight, bias) is cpu:
-        # Many rows are oneDNN's where the machine multiplies bfloat16 by itself.
-        if x.shape[0] < _FEW_ROWS or not native_bfloat16(x.device):
+    if weight.dtype == x.dtype and _body(x, weight, bias) is cpu:
+        # Many rows are left to PyTorch's libraries where those are faster.
+        library = weight.dtype == torch.float32 or native_bfloat16(x.device)
+        if _mode.invariant or not library or x.shape[0] <= _FEW_ROWS[weight.dtype]:
             return cpu.linear(x, weight, bias)
     return reference.linear(x, weight, bias)
 
 
-_FEW_ROWS = 8
+_FEW_ROWS = {torch.bfloat16: 7, torch.float32: 16}
 
 
 def qlinear(x: Tensor, packed: Packed | KernelWeight, bias: Tensor | None = None) -> Tensor:
     """x · weightᵀ + bias of a packed weight."""
     body = _body(x, bias)
+    if isinstance(packed, KernelWeight) and body is cpu:
+        return cpu.qlinear(x, packed, bias)
+    if _mode.invariant:
+        raise OptionError(
+            "Results that do not depend on the batch need a kernel for the packed weight.",
+            "Load the model with LLM or `prepack`, in a format that has one.",
+        )
     if isinstance(packed, Packed):
         if body is triton and triton.takes_weight(packed):
             return triton.qlinear(x, packed, bias)
         return reference.qlinear(x, packed, bias)
-    if body is cpu:
-        return cpu.qlinear(x, packed, bias)
     return reference.linear(x, packed.dense().to(x.dtype), bias)
 
 
@@ -259,6 +309,9 @@ def attention(
     needs_grad = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad)
     if needs_grad and window is None and _wanted() != "reference":
         return grouped.attention(q, k, v, cu_seqlens, scale)
+    if q.dtype == torch.bfloat16 and not native_bfloat16(q.device) and _wanted() != "reference":
+        wide = reference.attention(q.float(), k.float(), v.float(), cu_seqlens, scale, window)
+        return wide.to(q.dtype)
     return reference.attention(q, k, v, cu_seqlens, scale, window)
 
 
@@ -267,3 +320,24 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     body = _body(x, weight) if x.dtype == weight.dtype else reference
     out: Tensor = body.rms_norm(x, weight, eps)
     return out
+
+
+def argmax(logits: Tensor) -> Tensor:
+    """The place of each row's largest value."""
+    if logits.device.type == "cpu" and backend() != "reference":
+        return draw.argmax(logits)
+    return logits.argmax(-1)
+
+
+def sample(
+    logits: Tensor,
+    temperature: Tensor,
+    top_k: Tensor,
+    top_p: Tensor,
+    min_p: Tensor,
+    uniform: Tensor,
+) -> Tensor:
+    """One token for each row, by inverting the cumulative distribution at `uniform`."""
+    host = logits.device.type == "cpu" and backend() != "reference"
+    body = draw.sample if host else reference.sample
+    return body(logits, temperature, top_k, top_p, min_p, uniform)

@@ -143,6 +143,7 @@ def scripted(checkpoint: Path, tokenizer: Tokenizer) -> Iterator[Callable[..., S
             tokenizer=tokenizer,
             template=ChatTemplate.from_dir(checkpoint, tokenizer),
             generation=generation or GenerationConfig((EOS,)),
+            prefix_cache=False,  # the script must see every token of its prompt
             **options,  # type: ignore[arg-type]
         )
         made.append(llm)

@@ -124,6 +124,27 @@ def test_choices_with_a_seed_repeat_and_differ(llm: LLM) -> None:
     assert len(draw(2**63 - 1, 2)) == 2
 
 
+def test_cached_tokens_are_counted_and_are_a_tenants_own(llm: LLM) -> None:
+    text, few = "x" * 40, {"max_tokens": 3}
+    first = llm.generate(text, **few)
+    again = llm.generate(text, **few)
+    other = llm.generate(text, tenant="other", **few)
+    three = llm.generate(text + "y", n=3, **few)
+    assert [r.usage.cached_tokens for r in (first, again, other, three)] == [0, 32, 0, 32]
+    assert first.text == again.text == other.text
+    *_, last = llm.stream(prompt=text, **few)
+    assert last.usage is not None and last.usage.cached_tokens == 32
+    *_, last = llm.stream(prompt="z" * 40, n=3, **few)
+    assert last.usage is not None and last.usage.cached_tokens == 0, "the first choice computed it"
+
+
+def test_beginnings_are_not_shared_when_the_cache_is_off(checkpoint: Path) -> None:
+    with LLM(checkpoint, prefix_cache=False) as llm:
+        results = [llm.generate("x" * 40, max_tokens=3) for _ in range(2)]
+        assert [r.usage.cached_tokens for r in results] == [0, 0]
+        assert llm.driver.engine.stats().generation_tokens == 6
+
+
 def test_parts_that_do_not_fit_together_are_refused(copied: Path) -> None:
     write(copied, eos_token_id=265)
     with pytest.raises(ConfigError, match="eos_token_id 265"):

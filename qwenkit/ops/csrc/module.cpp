@@ -259,6 +259,7 @@ void interleave(Address codes, Address out, std::size_t rows, std::size_t cols, 
 
 NB_MODULE(_cpu, m) {
     active.store(supported().back());
+    nb::set_leak_warnings(false);  // a thread that still answers at exit holds weights: no leak
     m.doc() = "CPU kernels of qwenkit on raw pointers; see qwenkit/ops/cpu.py.";
     m.def("instruction_sets", &instruction_sets, "What can run here, from the plainest to the best.");
     m.def("instruction_set", [] { return std::string(kernels().name); }, "The one in use.");
