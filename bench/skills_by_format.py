@@ -39,7 +39,7 @@ from qwenkit.tasks.base import LANGUAGES, Example
 from qwenkit.tasks.synth import TASKS
 from qwenkit.utils import write_text
 
-GGUF = ("q8_0", "q6_k", "q5_k", "q5_1", "q5_0", "q4_k", "q4_1", "q4_0", "q3_k", "q2_k")
+GGUF = ("q8_0", "q6_k", "q5_k", "q5_0", "q4_k", "q4_1", "q4_0", "q3_k", "q2_k")
 HEAD = "q8_0"
 WIDTHS = (12, 16)
 
@@ -223,7 +223,7 @@ def main() -> None:
         **{name: load_model(base.path, "float32", quantize=name) for name in QUANTIZE},
         **{name: pack(plain, name, HEAD) for name in GGUF},
     }
-    packed = {name: copy.deepcopy(models[name]) for name in ("int8", "q8_0", "int4")}
+    packed = {name: copy.deepcopy(models[name]) for name in ("int8", "q8_0")}
     skills, found = skills_table(bench, models)
     equality = equality_table(bench, packed, found)
     asked = sum(asked for _, asked in found["float32"].exact.values())
