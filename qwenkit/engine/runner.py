@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from qwenkit.engine.graphs import make_graphs
 from qwenkit.engine.kv_cache import KVCache
 from qwenkit.engine.request import Request
 from qwenkit.engine.scheduler import Plan
@@ -30,6 +31,7 @@ class Runner:
     def __init__(self, model: Qwen, cache: KVCache, *, max_sequences: int, max_blocks: int) -> None:
         self.model, self.cache = model, cache
         self.device = model.device
+        self._graphs = make_graphs(model, cache, max_sequences, max_blocks)
         self._tables = np.zeros((max_sequences, max_blocks), dtype=np.int32)
         self._filled = [0] * max_sequences
         self._rows: dict[str, int] = {}
@@ -49,6 +51,8 @@ class Runner:
         rows = None
         if len(ends) < n:
             rows = self._tensor(np.array(ends, dtype=np.int64))
+        elif self._graphs is not None:
+            return self._graphs.forward(batch)
         logits: Tensor = self.model(batch, rows)
         return logits
 
