@@ -23,6 +23,7 @@ import torch
 
 from qwenkit.engine.blocks import BlockPool
 from qwenkit.engine.kv_cache import KVCache, blocks_in, default_kv_bytes
+from qwenkit.engine.pace import Pace
 from qwenkit.engine.request import ErrorCode, Request, RequestOutput
 from qwenkit.engine.runner import Runner
 from qwenkit.engine.sampler import Draw, Sampler
@@ -50,6 +51,9 @@ class Engine:
         max_model_len: longest prompt + max_tokens; by default and at most what config.json allows.
         vocab_size: tokens of the tokenizer; rows of the head above it are never drawn.
         prefix_cache: whether requests of one tenant that begin alike share what is cached of it.
+        deterministic: compute a request's logits to the same bits whatever else is in the batch,
+            however its prompt is cut and whether it was paused. On the CPU only; where that
+            costs speed, see docs/engine.md.
 
     Errors: OptionError naming what is out of range, OutOfMemoryError.
     """
@@ -66,6 +70,7 @@ class Engine:
         max_model_len: int | None = None,
         vocab_size: int | None = None,
         prefix_cache: bool = True,
+        deterministic: bool = False,
     ) -> None:
         config = model.config
         most = config.context_length
@@ -87,15 +92,25 @@ class Engine:
                 kv_bytes = default_kv_bytes(config, tokens, model.dtype, model.device)
             num_blocks = blocks_in(config, kv_bytes, block_size, model.dtype)
         pool = BlockPool(num_blocks, block_size)
+        self.pace = Pace(max_batch_tokens)
         self.scheduler = Scheduler(
             pool,
             max_batch_tokens=max_batch_tokens,
             max_sequences=max_sequences,
             share_prefixes=prefix_cache,
+            prefill_limit=self.pace.limit,
         )
         self.cache = KVCache(config, num_blocks, block_size, dtype=model.dtype, device=model.device)
         widest = min(num_blocks, pool.blocks_for(self.context_length))
-        self.runner = Runner(model, self.cache, max_sequences=max_sequences, max_blocks=widest)
+        self.runner = Runner(
+            model,
+            self.cache,
+            max_sequences=max_sequences,
+            max_blocks=widest,
+            invariant=deterministic,
+        )
+        if deterministic:
+            self.runner.probe()
         self.sampler = Sampler(self.vocab_size, model.device)
         self._requests: dict[str, Request] = {}
         self._aborted: list[RequestOutput] = []
@@ -194,8 +209,10 @@ class Engine:
             self._forget(request)
         if not plan.spans:
             return outputs
+        began = time.perf_counter()
         try:
             draws = self.sampler.sample(plan.sampling, self.runner.forward(plan))
+            self.pace.observe(*plan.shape, time.perf_counter() - began)
         except Exception as error:  # a kernel or the allocator failed: find out for whom
             _log.warning("a forward of %d tokens failed: %s", plan.num_tokens, error)
             draws = self._one_by_one(plan)

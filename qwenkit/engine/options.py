@@ -14,3 +14,4 @@ class EngineOptions(TypedDict, total=False):
     max_sequences: int
     max_model_len: int | None
     prefix_cache: bool
+    deterministic: bool
