@@ -38,9 +38,9 @@ from qwenkit.llm.queries import Messages, QueryMaker, Tools, as_prompts
 from qwenkit.llm.results import ChatResult, Completion, StreamDelta
 from qwenkit.llm.run import arun, run
 from qwenkit.model.batch import Batch
-from qwenkit.model.linear import prepack
 from qwenkit.model.load import load_model
 from qwenkit.model.qwen import Qwen
+from qwenkit.model.transforms import prepare
 from qwenkit.prompt.chat import ChatTemplate, Prompt
 from qwenkit.prompt.tokenizer import Tokenizer
 
@@ -98,7 +98,7 @@ class LLM:
             load_template: TemplateLoader | None = files.load_template
             device = device or ("cuda" if torch.cuda.is_available() else "cpu")
             self.model = load_model(files.weights, dtype, device, quantize=quantize)
-            prepack(self.model)
+            prepare(self.model)
         else:
             if tokenizer is None:
                 raise ConfigError("A model in memory needs its tokenizer.", "Give tokenizer=….")

@@ -27,7 +27,8 @@ batch.
 `qlinear` is `linear` with the weight that `formats.dequantize` defines, rounded to x's dtype;
 kernels instead keep the weight exact and may round x to 8 bits with a scale for each 32 inputs. It
 has a gradient for x and bias, none for the packed weight. `prepack` puts a packed weight in the
-order of a kernel.
+order of a kernel. `make_layer` makes one op of a whole decoder layer whose weights no longer
+change.
 
 The body is chosen by device and availability and logged once. `QWENKIT_OPS=reference` forces the
 oracle. A kernel without a backward is passed over when gradients are needed. The choice may depend
@@ -42,27 +43,31 @@ import functools
 import logging
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from qwenkit.errors import OptionError
-from qwenkit.ops import cpu, draw, formats, grouped, reference
+from qwenkit.ops import cpu, draw, formats, grouped, layer, reference
 from qwenkit.ops.formats import FORMATS, Packed, quantize
+from qwenkit.ops.layer import DecoderLayer
 from qwenkit.ops.layout import KernelWeight, repack
 from qwenkit.ops.reference import token_logprobs
 
 __all__ = [
+    "DecoderLayer",
     "FORMATS",
     "KernelWeight",
     "Packed",
+    "answers_in_bfloat16",
     "argmax",
     "attention",
     "backend",
     "batch_invariant",
     "dequantize",
     "linear",
+    "make_layer",
     "native_bfloat16",
     "paged_attention",
     "prepack",
@@ -117,6 +122,13 @@ def native_bfloat16(device: torch.device) -> bool:
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
+def answers_in_bfloat16(device: torch.device) -> bool:
+    """Whether a model in bfloat16 answers at least as fast as in float32: where the device has
+    instructions for it, and where the C++ bodies read half the bytes and multiply in float32.
+    """
+    return native_bfloat16(device) or (device.type == "cpu" and backend() == "cpu")
+
+
 class _Mode(threading.local):
     invariant = False
 
@@ -159,6 +171,21 @@ def prepack(packed: Packed) -> Packed | KernelWeight:
     if packed.device.type != "cpu" or backend() != "cpu":
         return packed
     return repack(packed) or packed
+
+
+def make_layer(
+    weights: Sequence[KernelWeight | Tensor],
+    biases: Sequence[Tensor | None],
+    norms: tuple[Tensor, Tensor],
+    eps: float,
+    heads: tuple[int, int, int],
+    scale: float,
+    window: int | None = None,
+) -> DecoderLayer | None:
+    """A decoder layer in one kernel, as in `ops.layer`; None where no kernel takes it."""
+    if backend() != "cpu":
+        return None
+    return layer.make_layer(weights, biases, norms, eps, heads, scale, window)
 
 
 def dequantize(packed: Packed | KernelWeight) -> Tensor:
@@ -235,6 +262,9 @@ def attention(
     needs_grad = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad)
     if needs_grad and window is None and backend() != "reference":
         return grouped.attention(q, k, v, cu_seqlens, scale)
+    if q.dtype == torch.bfloat16 and not native_bfloat16(q.device) and backend() != "reference":
+        wide = reference.attention(q.float(), k.float(), v.float(), cu_seqlens, scale, window)
+        return wide.to(q.dtype)
     return reference.attention(q, k, v, cu_seqlens, scale, window)
 
 
