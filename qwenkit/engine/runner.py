@@ -53,15 +53,16 @@ class Runner:
 
     @torch.inference_mode()
     def forward(self, plan: Plan) -> Tensor:
-        """Store the plan's keys and values; logits (M, V) float32 of its sampling spans, in batch
-        order.
+        """Store the plan's keys and values; logits (M, V) float32 of its sampling spans in batch
+        order, a row for each draft token and one more.
         """
         batch = self._batch(plan)
-        ends, n = [], 0
+        ends: list[int] = []
+        n = 0
         for span in plan.spans:
             n += span.count
             if span.samples:
-                ends.append(n - 1)
+                ends += range(n - 1 - len(span.drafts), n)
         rows = None
         if len(ends) < n:
             rows = self._tensor(np.array(ends, dtype=np.int64))
@@ -106,6 +107,7 @@ class Runner:
                 ids.append(tokens[span.start])
             else:
                 ids += tokens[span.start : span.start + span.count]
+                ids += span.drafts
         start = np.array([span.start for span in spans])  # (S)
         count = np.array([span.count for span in spans])
         row = np.array([self._row(span.request) for span in spans])

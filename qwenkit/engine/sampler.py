@@ -91,6 +91,13 @@ class Sampler:
         self._seeds.pop(request.id, None)
         self._seen.pop(request.id, None)
 
+    def rewind(self, request: Request) -> None:
+        """The request has lost tokens that were already looked at."""
+        self._seen.pop(request.id, None)
+        if request.matcher is not None and request.num_matched > request.num_output:
+            request.matcher.rollback(request.num_matched - request.num_output)
+            request.num_matched = request.num_output
+
     @torch.inference_mode()
     def sample(self, requests: Sequence[Request], logits: Tensor) -> list[Draw]:
         """One draw for each row. `logits` (M, ≥ vocab_size) float32 are changed in place."""
