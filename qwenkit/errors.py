@@ -92,7 +92,8 @@ class ContextLengthError(RequestError):
 
 class EngineError(QwenkitError):
     """A valid request was ended by the engine. `code`: "not_finite" (the logits), "out_of_memory",
-    "failed" (a kernel or another bug), "timeout" (its deadline passed while it waited), "closed".
+    "failed" (a kernel or another bug), "grammar" (it allows no token, or became too complex),
+    "timeout" (its deadline passed while it waited), "closed".
     """
 
     def __init__(self, message: str, remedy: str | None = None, *, code: str = "failed") -> None:

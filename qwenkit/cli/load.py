@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 MAX_TOOLS_BYTES = 1 << 20
 
 
-def load(options: LoadOptions) -> LLM:
-    """The model that the options name.
+def load(options: LoadOptions, **engine: Any) -> LLM:
+    """The model that the options name; `engine`: further keywords of `LLM`.
 
     Errors: HubError and its kin before torch is imported; then LLM's own.
     """
@@ -29,11 +29,14 @@ def load(options: LoadOptions) -> LLM:
             offline=options.offline,
             progress=progress,
         )
+        draft = options.draft_model and find_model(
+            options.draft_model, source=options.source, offline=options.offline, progress=progress
+        )
     with status(f"loading {options.model}"):
-        return _load(options, path)
+        return _load(options, path, draft or None, engine)
 
 
-def _load(options: LoadOptions, path: Path) -> LLM:
+def _load(options: LoadOptions, path: Path, draft: Path | None, engine: dict[str, Any]) -> LLM:
     import torch
 
     from qwenkit.llm import LLM
@@ -46,6 +49,9 @@ def _load(options: LoadOptions, path: Path) -> LLM:
         quantize=options.quantize,
         device=check_device(options.device),
         max_model_len=options.max_model_len,
+        draft_model=draft,
+        speculate=options.speculate,
+        **engine,
     )
 
 

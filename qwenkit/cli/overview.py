@@ -30,6 +30,7 @@ class Verb:
 VERBS = (
     Verb("chat", "ask", "Talk with a model in the terminal."),
     Verb("run", "ask", "Answer one prompt; prints the answer alone."),
+    Verb("serve", "ask", "Serve a model over HTTP, as OpenAI's API."),
     Verb("pull", "models", "Fetch a model from a hub into its cache."),
     Verb("list", "models", "List the models on this machine."),
     Verb("show", "models", "Show a model: shape, context, template, licence, files."),

@@ -13,14 +13,17 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
+
+import numpy as np
 
 from qwenkit.errors import RequestError
 
 FinishReason = Literal["stop", "length", "abort", "error"]
-ErrorCode = Literal["not_finite", "out_of_memory", "failed", "timeout", "closed"]
+ErrorCode = Literal["not_finite", "out_of_memory", "failed", "grammar", "timeout", "closed"]
 """Why a request ended with "error" or "abort": what the logits were, memory, a failing kernel or
-another bug, its deadline passed while it waited, the engine was closed.
+another bug, its grammar allows no token or became too complex, its deadline passed while it waited,
+the engine was closed.
 """
 
 GREEDY_BELOW = 1e-5
@@ -119,6 +122,22 @@ class SamplingParams:
         return dataclasses.replace(self, **changes)
 
 
+class Matcher(Protocol):
+    """One sequence's place in its grammar."""
+
+    def fill(self, row: np.ndarray[Any, np.dtype[np.int32]]) -> None:
+        """Write the mask of the next token, (W): bit i says whether token i may come.
+
+        Errors: EngineError when none may, or it takes too long to find out.
+        """
+
+    def accept(self, token: int) -> bool:
+        """Go on with a token; False, and nothing changed, when it may not come."""
+
+    def rollback(self, count: int) -> None:
+        """Take back the last `count` accepted tokens."""
+
+
 @dataclass(eq=False)
 class Request:
     """One sequence on its way through the engine. Down to `media` the fields are the caller's.
@@ -127,6 +146,7 @@ class Request:
     deadline: the moment of `time.monotonic` after which it need not be started any more.
     adapter: name of the adapter that its tokens are computed with.
     media: (position of its first token, SHA-256 over its bytes, shape and type) of each image.
+    matcher: the grammar that its output is held to (`qwenkit.engine.grammar`), for it alone.
     """
 
     id: str
@@ -136,6 +156,7 @@ class Request:
     deadline: float | None = None
     adapter: str | None = None
     media: Sequence[tuple[int, bytes]] = ()
+    matcher: Matcher | None = None
     scaled: bool = field(default=False, init=False)
     """Whether its positions use the YaRN frequencies: prompt + max_tokens exceed the original
     context.
@@ -153,6 +174,12 @@ class Request:
     """Blocks from the start that others can find."""
     started: bool = field(default=False, init=False)
     """Whether it has ever been admitted; it may have been paused since."""
+    num_matched: int = field(default=0, init=False)
+    """Tokens of the output that the matcher has accepted."""
+    num_drafted: int = field(default=0, init=False)
+    """Draft tokens that were guessed for it and checked."""
+    num_accepted: int = field(default=0, init=False)
+    """Those of them that were right."""
     finish_reason: FinishReason | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
@@ -198,7 +225,8 @@ class RequestOutput:
 
     `new_ids` includes the stop id that ended it. `logprobs` has one entry for each new id if they
     were asked for. `error` is one line for finish_reason "error", `code` its kind. `num_cached` are
-    the tokens of the prompt that were found in the cache.
+    the tokens of the prompt that were found in the cache; `num_drafted` and `num_accepted` are the
+    draft tokens of the request so far, and those of them that were right.
     """
 
     id: str
@@ -208,6 +236,8 @@ class RequestOutput:
     error: str | None = None
     code: ErrorCode | None = None
     num_cached: int = 0
+    num_drafted: int = 0
+    num_accepted: int = 0
 
     @property
     def finished(self) -> bool:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from qwenkit import ops
+from qwenkit.engine.graphs import make_graphs
 from qwenkit.engine.kv_cache import KVCache
 from qwenkit.engine.request import Request, SamplingParams
 from qwenkit.engine.scheduler import Plan, Span
@@ -43,6 +44,9 @@ class Runner:
     ) -> None:
         self.model, self.cache, self.invariant = model, cache, invariant
         self.device = model.device
+        self._graphs = None
+        if not invariant:  # whether the ops can keep that is theirs to say, at every step
+            self._graphs = make_graphs(model, cache, max_sequences, max_blocks)
         self._host = model.device.type == "cpu"
         self._tables = np.zeros((max_sequences, max_blocks), dtype=np.int32)
         self._filled = [0] * max_sequences
@@ -51,18 +55,21 @@ class Runner:
 
     @torch.inference_mode()
     def forward(self, plan: Plan) -> Tensor:
-        """Store the plan's keys and values; logits (M, V) float32 of its sampling spans, in batch
-        order.
+        """Store the plan's keys and values; logits (M, V) float32 of its sampling spans in batch
+        order, a row for each draft token and one more.
         """
         batch = self._batch(plan)
-        ends, n = [], 0
+        ends: list[int] = []
+        n = 0
         for span in plan.spans:
             n += span.count
             if span.samples:
-                ends.append(n - 1)
+                ends += range(n - 1 - len(span.drafts), n)
         rows = None
         if len(ends) < n:
             rows = self._tensor(np.array(ends, dtype=np.int64))
+        elif self._graphs is not None:
+            return self._graphs.forward(batch)
         with ops.batch_invariant() if self.invariant else contextlib.nullcontext():
             logits: Tensor = self.model(batch, rows)
         return logits
@@ -102,6 +109,7 @@ class Runner:
                 ids.append(tokens[span.start])
             else:
                 ids += tokens[span.start : span.start + span.count]
+                ids += span.drafts
         start = np.array([span.start for span in spans])  # (S)
         count = np.array([span.count for span in spans])
         row = np.array([self._row(span.request) for span in spans])

@@ -2,12 +2,13 @@
 its own request.
 
 Order, as in Transformers and vLLM: repetition penalty (prompt and output), frequency and presence
-penalty (output), logit_bias, then `ops.sample` (temperature, top_k, top_p, min_p). Rows of the
-vocabulary that the tokenizer has no token for are cut off first, so they can neither be drawn nor
-take probability. A random number depends on the request's seed and on how many tokens it has, and
-on nothing else: a seeded request draws the same whoever else is in the batch, whether it was paused
-or a step was tried twice. A row whose logits are not finite yields an error for
-its request and leaves the other rows alone. Legend: M sampling rows, V vocab.
+penalty (output), logit_bias, the grammar (`qwenkit.engine.grammar`), then `ops.sample`
+(temperature, top_k, top_p, min_p). Rows of the vocabulary that the tokenizer has no token for are
+cut off first, so they can neither be drawn nor take probability. A random number depends on the
+request's seed and on how many tokens it has, and on nothing else: a seeded request draws the same
+whoever else is in the batch, whether it was paused or a step was tried twice. A row whose logits
+are not finite, or whose grammar has come to a dead end, yields an error for its request and leaves
+the other rows alone. Legend: M sampling rows, V vocab.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import torch
 from torch import Tensor
 
 from qwenkit import ops
+from qwenkit.engine.grammar import constrain
 from qwenkit.engine.request import ErrorCode, Request, TokenLogprob
 
 NOT_FINITE = "The model's logits are not finite; load it with dtype bfloat16 or float32."
@@ -89,6 +91,13 @@ class Sampler:
         self._seeds.pop(request.id, None)
         self._seen.pop(request.id, None)
 
+    def rewind(self, request: Request) -> None:
+        """The request has lost tokens that were already looked at."""
+        self._seen.pop(request.id, None)
+        if request.matcher is not None and request.num_matched > request.num_output:
+            request.matcher.rollback(request.num_matched - request.num_output)
+            request.num_matched = request.num_output
+
     @torch.inference_mode()
     def sample(self, requests: Sequence[Request], logits: Tensor) -> list[Draw]:
         """One draw for each row. `logits` (M, ≥ vocab_size) float32 are changed in place."""
@@ -98,6 +107,7 @@ class Sampler:
         reported = [i for i, r in enumerate(requests) if r.params.logprobs is not None]
         logprobs = logits[reported].log_softmax(-1) if reported else None
         self._adjust(requests, logits)
+        unmatched = constrain(requests, logits)
         if all(r.params.greedy for r in requests):
             tokens, peaks = ops.argmax(logits)  # nan counts as the largest: a spoilt row shows
         else:
@@ -107,6 +117,8 @@ class Sampler:
             Draw(token) if math.isfinite(peak) else Draw(None, error=NOT_FINITE, code="not_finite")
             for token, peak in zip(tokens, peaks, strict=True)
         ]
+        for i, error in unmatched.items():
+            draws[i] = Draw(None, error=error, code="grammar")
         if logprobs is not None:
             self._report(requests, reported, logprobs, tokens, draws)
         return draws
@@ -124,7 +136,7 @@ class Sampler:
                 rows += [i] * len(params.logit_bias)
                 ids += params.logit_bias.keys()
                 biases += params.logit_bias.values()
-            if params.min_tokens > request.num_output:
+            if params.min_tokens > request.num_output and request.matcher is None:
                 rows += [i] * len(params.stop_token_ids)
                 ids += params.stop_token_ids
                 biases += [-torch.inf] * len(params.stop_token_ids)

@@ -11,7 +11,8 @@ left, the request that was admitted last is paused: its blocks are taken away an
 go on later. Its tokens are computed again then (or found in the cache), so pausing changes nothing
 in what it says. Requests that begin alike share the blocks of that beginning, and a request whose
 next block is just being computed for another waits for it instead of computing it too.
-Not covered: draft tokens, priorities.
+Draft tokens are put into a finished plan (`qwenkit.engine.speculate`); they take what room is left,
+and `commit` keeps those that passed. Not covered: priorities.
 """
 
 from __future__ import annotations
@@ -31,14 +32,22 @@ MOST_PREFILLING = 8
 
 @dataclass(slots=True)
 class Span:
-    """`count` tokens of one request from position `start`. `samples`: its last row draws the next
-    token.
+    """`count` tokens of one request from position `start`, the last of them `drafts` that it does
+    not have yet. `samples`: its last row draws the next token, and each row before a draft token
+    draws what the draft should be. `passed`: how many drafts were right, once that is known.
     """
 
     request: Request
     start: int
     count: int
     samples: bool
+    drafts: list[int] = field(default_factory=list)
+    passed: int = 0
+
+    def drop_drafts(self) -> None:
+        """Guess nothing after all."""
+        self.count -= len(self.drafts)
+        self.drafts = []
 
 
 @dataclass(slots=True)
@@ -58,8 +67,13 @@ class Plan:
     @property
     def shape(self) -> tuple[int, int]:
         """How many sequences decode, and how many tokens of prompts there are."""
-        decoding = sum(span.count == 1 and span.samples for span in self.spans)
-        return decoding, self.num_tokens - decoding
+        decoding = prompts = 0
+        for span in self.spans:
+            if span.samples and span.count == 1 + len(span.drafts):
+                decoding += 1
+            else:
+                prompts += span.count
+        return decoding, prompts
 
     @property
     def sampling(self) -> list[Request]:
@@ -134,6 +148,17 @@ class Scheduler:
             self._admit(prefilling, budget)
         _divide(plan, prefilling, budget)
         return plan
+
+    def grow(self, request: Request, count: int) -> int:
+        """Room for up to `count` draft tokens behind the next token of a decoding request; less
+        when blocks are short, since nobody shall be paused for a guess.
+        """
+        size, needed = self.pool.block_size, request.num_computed + 1
+        missing = self.pool.blocks_for(needed + count) - len(request.blocks)
+        spare = self.pool.num_free - len(self.running)
+        if missing > 0 and spare > 0:
+            request.blocks += self.pool.allocate(min(missing, spare)) or []
+        return max(min(count, len(request.blocks) * size - needed), 0)
 
     def _make_room(self, plan: Plan) -> None:
         """A slot for the next token of everyone who decodes, the oldest first; the youngest pay."""
@@ -229,8 +254,8 @@ class Scheduler:
         return False
 
     def commit(self, plan: Plan, tokens: Sequence[int | None]) -> None:
-        """Book a computed plan. `tokens[i]` is what `plan.sampling[i]` drew; None ends it with
-        "error".
+        """Book a computed plan. `tokens[i]` is what `plan.sampling[i]` drew behind the draft tokens
+        that passed; None ends it with "error".
 
         A request that ends leaves the queues and gives its blocks back; its `finish_reason` says
         why.
@@ -244,13 +269,14 @@ class Scheduler:
             if span.samples and token is None:
                 self.finish(request, "error")
                 continue
-            request.num_computed = span.start + span.count
+            request.token_ids += span.drafts[: span.passed]
+            request.num_computed = span.start + span.count - len(span.drafts) + span.passed
             self._publish(request)
             if token is None:
                 continue
             request.token_ids.append(token)
-            self.num_drawn_tokens += 1
-            self.waiting.charge(request.tenant, 1)
+            self.num_drawn_tokens += 1 + span.passed
+            self.waiting.charge(request.tenant, 1 + span.passed)
             if token in request.params.stop_token_ids:
                 self.finish(request, "stop")
             elif request.num_output >= request.params.max_tokens:

@@ -7,6 +7,7 @@ from qwenkit.llm.results import (
     Completion,
     Logprob,
     StreamDelta,
+    Timing,
     TokenProb,
     Usage,
 )
@@ -20,6 +21,7 @@ __all__ = [
     "Logprob",
     "Sampling",
     "StreamDelta",
+    "Timing",
     "TokenProb",
     "Usage",
 ]

@@ -9,7 +9,7 @@ Every method may be called from many threads and coroutines at once: all of them
 stepped by one thread. `chat_many` and a list given to `generate` run together too. Nothing is ever
 cut silently: a prompt that does not fit with its max_tokens is a ContextLengthError with the
 counts.
-Not covered: images, structured output.
+Not covered: images.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import asyncio
 import itertools
 import os
 import weakref
-from collections.abc import AsyncGenerator, Generator, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 from contextlib import aclosing, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast, overload
@@ -31,7 +31,9 @@ from qwenkit.engine import Driver, Engine, EngineOptions
 from qwenkit.errors import ConfigError, ContextLengthError, RequestError
 from qwenkit.io.hub import Progress
 from qwenkit.io.hub import resolve as resolve_ref
+from qwenkit.llm.draft import load_draft
 from qwenkit.llm.files import TemplateLoader, read_files
+from qwenkit.llm.grammars import Grammars
 from qwenkit.llm.job import Job, Query
 from qwenkit.llm.queries import Messages, QueryMaker, Tools, as_prompts
 from qwenkit.llm.results import ChatResult, Completion, StreamDelta
@@ -60,6 +62,7 @@ class LLM:
         quantize: "int4" or "int8" packs the weights while loading.
         device: "cpu", "cuda" …; by default CUDA where there is a GPU.
         revision, source, offline, progress: as in `qwenkit.io.hub.resolve`.
+        draft_model: a smaller model of the family, to guess what this one then checks.
         max_waiting, max_waiting_per_tenant: requests that may wait for a place, of all and of one
             tenant; one more is a QueueFullError. By default there is no limit.
         engine_options: max_model_len, kv_bytes … as in `qwenkit.engine.Engine`.
@@ -82,16 +85,16 @@ class LLM:
         tokenizer: Tokenizer | None = None,
         template: ChatTemplate | None = None,
         generation: GenerationConfig | None = None,
+        draft_model: str | os.PathLike[str] | Qwen | None = None,
         max_waiting: int | None = None,
         max_waiting_per_tenant: int | None = None,
         **engine_options: Unpack[EngineOptions],
     ) -> None:
         self.path: Path | None = None
+        hub: Any = {"source": source, "offline": offline, "progress": progress}
         if isinstance(model, (str, os.PathLike)):
             self.name = os.fspath(model) + (f"@{revision}" if revision else "")
-            self.path = resolve_ref(
-                self.name if revision else model, source=source, offline=offline, progress=progress
-            )
+            self.path = resolve_ref(self.name if revision else model, **hub)
             files = read_files(self.path, tokenizer, generation)
             self.tokenizer, self.generation = files.tokenizer, files.generation
             load_template: TemplateLoader | None = files.load_template
@@ -109,15 +112,19 @@ class LLM:
         sequences = engine_options.setdefault("max_sequences", 32)
         if engine_options.setdefault("max_batch_tokens", 512) < sequences:
             engine_options["max_batch_tokens"] = sequences
-        engine = Engine(self.model, vocab_size=self.tokenizer.vocab_size, **engine_options)
+        how: Any = {"dtype": dtype, "quantize": quantize, "device": self.model.device}
+        draft = load_draft(draft_model, self.tokenizer, **how, **hub)
+        size = self.tokenizer.vocab_size
+        engine = Engine(self.model, vocab_size=size, draft_model=draft, **engine_options)
         text_side = (self.tokenizer, self.generation, template, load_template)
         self._queries = QueryMaker(engine, *text_side)
         self._driver = Driver(
             engine, max_waiting=max_waiting, max_waiting_per_tenant=max_waiting_per_tenant
         )
+        self._grammars = Grammars(self.tokenizer, self._queries.end_ids)
         self._names = itertools.count()
         # Runs when the object goes, and at the interpreter's exit.
-        self._finalizer = weakref.finalize(self, self._driver.close)
+        self._finalizer = weakref.finalize(self, _close, self._driver, self._grammars)
 
     def close(self) -> None:
         """Stop the engine's thread; what still runs ends with EngineError. Closing again changes
@@ -130,6 +137,13 @@ class LLM:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def prepare_grammars(self) -> None:
+        """Make ready what answers with a grammar need (`response_format` …), which the first one
+        would otherwise wait for. It holds Python's lock for up to half a second, so a server calls
+        it before there is traffic.
+        """
+        self._grammars.prepare()
 
     @property
     def driver(self) -> Driver:
@@ -218,9 +232,7 @@ class LLM:
         **sampling: Unpack[Sampling],
     ) -> ChatResult:
         """`chat` for coroutines; cancelling it aborts the request."""
-        query = await asyncio.to_thread(
-            self._queries.chat, messages, tools, template_kwargs, sampling
-        )
+        query = await self._prepared(self._queries.chat, messages, tools, template_kwargs, sampling)
         return cast(ChatResult, (await self._acomplete([query], ChatResult))[0])
 
     def chat_many(
@@ -287,7 +299,7 @@ class LLM:
         **sampling: Unpack[Sampling],
     ) -> Completion:
         """`generate` of one prompt for coroutines; cancelling it aborts the request."""
-        query = await asyncio.to_thread(self._queries.raw, prompt, allow_special, sampling)
+        query = await self._prepared(self._queries.raw, prompt, allow_special, sampling)
         return (await self._acomplete([query], Completion))[0]
 
     # Streams
@@ -310,6 +322,7 @@ class LLM:
         query = self._queries.either(
             messages, tools, template_kwargs, prompt, allow_special, sampling
         )
+        query = self._grammars.add_to(query)
         return self._watch(Job([query], self.tokenizer, self._names, live=True))
 
     async def astream(
@@ -324,7 +337,7 @@ class LLM:
     ) -> AsyncGenerator[StreamDelta, None]:
         """`stream` for coroutines. Errors in the input come with the first piece."""
         what = (messages, tools, template_kwargs, prompt, allow_special, sampling)
-        query = await asyncio.to_thread(self._queries.either, *what)
+        query = await self._prepared(self._queries.either, *what)
         job = Job([query], self.tokenizer, self._names, live=True)
         async with aclosing(arun(self._driver, job)) as deltas:
             async for delta in deltas:
@@ -333,6 +346,10 @@ class LLM:
 
     # The way to the engine
 
+    async def _prepared(self, make: Callable[..., Query], *what: Any) -> Query:
+        """A query, made where the event loop need not wait for it."""
+        return await self._grammars.aadd_to(await asyncio.to_thread(make, *what))
+
     def _watch(self, job: Job) -> Generator[StreamDelta, None, None]:
         yield from run(self._driver, job)
         job.raise_errors()
@@ -340,6 +357,7 @@ class LLM:
     def _complete(
         self, queries: list[Query], kind: type[Completion], *, strict: bool
     ) -> list[Completion]:
+        queries = [self._grammars.add_to(query) for query in queries]
         job = Job(queries, self.tokenizer, self._names, live=False)
         with closing(run(self._driver, job)) as deltas:
             for _ in deltas:
@@ -370,3 +388,8 @@ class LLM:
                 f"{self.name}: eos_token_id {wild[0]} is not a token; there are {size}.",
                 "Mend generation_config.json or config.json.",
             )
+
+
+def _close(driver: Driver, grammars: Grammars) -> None:
+    driver.close()
+    grammars.close()

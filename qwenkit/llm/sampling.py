@@ -31,8 +31,11 @@ class Sampling(TypedDict, total=False):
     uses seed + i. stop: up to 16 strings that end the text and are not part of it. stop_token_ids:
     the same for ids. ignore_eos: go on over the model's own end tokens. tenant: whose request it
     is: tenants have turns when many wait, and share no cached beginnings. queue_timeout: seconds
-    that the request may wait before it is begun; then it ends with EngineError "timeout". The
-    others are those of `qwenkit.engine.SamplingParams`.
+    that the request may wait before it is begun; then it ends with EngineError "timeout".
+    response_format, regex, choice, grammar: what the answer must look like, one of them;
+    tool_choice and parallel_tool_calls, only where there are messages: whether tools must be called
+    (all six as in `qwenkit.prompt.constraint`). The others are those of
+    `qwenkit.engine.SamplingParams`.
     """
 
     max_tokens: int | None
@@ -53,6 +56,23 @@ class Sampling(TypedDict, total=False):
     n: int | None
     tenant: str | None
     queue_timeout: float | None
+    response_format: Mapping[str, Any] | None
+    regex: str | None
+    choice: Sequence[str] | None
+    grammar: str | None
+    tool_choice: str | Mapping[str, Any] | None
+    parallel_tool_calls: bool | None
+
+
+SHAPE = (
+    "response_format",
+    "regex",
+    "choice",
+    "grammar",
+    "tool_choice",
+    "parallel_tool_calls",
+)
+"""The parameters that say what an answer looks like; `resolve` has nothing to do with them."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +102,7 @@ def resolve(
 
     Errors: RequestError naming the parameter that is unknown or out of range.
     """
-    values = {key: value for key, value in given.items() if value is not None}
+    values = {k: v for k, v in given.items() if v is not None and k not in SHAPE}
     unknown = sorted(values.keys() - Sampling.__annotations__.keys())
     if unknown:
         known = ", ".join(sorted(Sampling.__annotations__))

@@ -1,0 +1,7 @@
+"""OpenAI's endpoints, one module for each family; each has a `router`."""
+
+from __future__ import annotations
+
+from qwenkit.server.openai import chat, completions, models, tokens
+
+ROUTERS = (models.router, chat.router, completions.router, tokens.router)
