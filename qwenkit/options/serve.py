@@ -42,6 +42,9 @@ class ServeOptions(LoadOptions):
         "a Host header that is answered without a key besides localhost; may be repeated",
         metavar="NAME",
     )
+    pooling: Literal["last", "mean"] = opt(
+        "last", "what an embedding is made of: the last token's state, or the mean of all"
+    )
     lora_root: str | None = opt(
         None, "folder below which adapters may be loaded while running", metavar="FOLDER"
     )
@@ -110,6 +113,12 @@ class ServeOptions(LoadOptions):
     )
     max_choices: int = opt(8, "largest n", ge=1, le=128, group="limits")
     max_prompts: int = opt(128, "most prompts of one completion request", ge=1, group="limits")
+    max_inputs: int = opt(
+        2048, "most inputs of one embeddings request", ge=1, le=2048, group="limits"
+    )
+    max_embedding_tokens: int = opt(
+        300_000, "most tokens of one embeddings request", ge=1, group="limits"
+    )
     max_stop: int = opt(4, "most stop strings", ge=1, le=16, group="limits")
     max_stop_chars: int = opt(256, "longest stop string", ge=1, le=1024, group="limits")
     max_tools: int = opt(128, "most tools of a request", ge=1, le=128, group="limits")

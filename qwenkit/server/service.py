@@ -168,12 +168,15 @@ class Service:
 
         Errors: ApiError 400.
         """
-        size, longest = sum(map(len, texts)), self._longest_token
-        least = size // (3 * longest)
+        least = self.least_tokens(sum(map(len, texts)))
         if least > self.llm.context_length:
             text = f"The context holds {self.llm.context_length} tokens, but the prompt has at "
             text += f"least {least}. Shorten the prompt."
             raise ApiError(400, text, param=param, code="context_length_exceeded")
+
+    def least_tokens(self, chars: int) -> int:
+        """How many tokens a text of so many characters has at least."""
+        return chars // (3 * self._longest_token)
 
     @cached_property
     def _longest_token(self) -> int:

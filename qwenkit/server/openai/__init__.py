@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
-from qwenkit.server.openai import chat, completions, models, tokens
+from qwenkit.server.openai import chat, completions, embeddings, models, tokens
 
-ROUTERS = (models.router, chat.router, completions.router, tokens.router)
+ROUTERS = (
+    models.router,
+    chat.router,
+    completions.router,
+    embeddings.router,
+    tokens.router,
+)
