@@ -3,9 +3,8 @@
 `submit` checks requests in the caller's thread (a bad one raises there, and one too many), queues
 them, and from then on the thread calls `sink(output)` for each output. A sink must be quick and
 must not block: put into a queue and return. The thread starts with the first request, sleeps when
-there is nothing to do, and ends with `close`. Other work on the same model (`lend`) takes turns with
-the steps. `busy_seconds` and `healthy` tell a watchdog whether
-it hangs or has died.
+there is nothing to do, and ends with `close`. Other work on the same model (`lend`) takes turns
+with the steps. `busy_seconds` and `healthy` tell a watchdog whether it hangs or has died.
 """
 
 from __future__ import annotations

@@ -127,7 +127,7 @@ def _together(model: Qwen, inputs: Sequence[Sequence[int]], pooling: Pooling) ->
     if any(scaled):
         lengths = torch.tensor([len(ids) for ids in inputs])
         batch.scaled = torch.tensor(scaled).repeat_interleave(lengths).to(model.device)
-    parts = model.hidden(batch).split([len(ids) for ids in inputs])
+    parts = torch.split(model.hidden(batch), [len(ids) for ids in inputs])
     return [_pool(part, pooling) for part in parts]
 
 

@@ -119,6 +119,15 @@ class ServeOptions(LoadOptions):
     max_embedding_tokens: int = opt(
         300_000, "most tokens of one embeddings request", ge=1, group="limits"
     )
+    max_stored: int = opt(
+        1000, "most responses of one key that are kept", ge=1, le=1_000_000, group="limits"
+    )
+    max_stored_bytes: int = opt(
+        64 * MIB, "most bytes of the responses of one key that are kept", ge=1024, group="limits"
+    )
+    max_background: int = opt(
+        32, "most responses of one key that run in the background", ge=1, group="limits"
+    )
     max_stop: int = opt(4, "most stop strings", ge=1, le=16, group="limits")
     max_stop_chars: int = opt(256, "longest stop string", ge=1, le=1024, group="limits")
     max_tools: int = opt(128, "most tools of a request", ge=1, le=128, group="limits")

@@ -19,6 +19,7 @@ from qwenkit.server.auth import Caller, Keys
 from qwenkit.server.errors import ApiError, overloaded, unavailable
 from qwenkit.server.metrics import Metrics
 from qwenkit.server.rates import Rates
+from qwenkit.server.stored import StoredResponses
 
 R = TypeVar("R")
 CALL = "qwenkit.call"
@@ -112,6 +113,9 @@ class Service:
         self.metrics = Metrics(llm, self.names[0])
         self.created = int(time.time())
         self.calls: set[Call] = set()
+        self.tasks: set[asyncio.Future[None]] = set()
+        """What goes on when its request has ended."""
+        self.responses = StoredResponses(options.max_stored, options.max_stored_bytes)
         self.received = 0
         self.draining = False
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from qwenkit.server.openai import chat, completions, embeddings, models, tokens
+from qwenkit.server.openai import chat, completions, embeddings, models, responses, tokens
 
 ROUTERS = (
     models.router,
     chat.router,
     completions.router,
+    responses.router,
     embeddings.router,
     tokens.router,
 )
