@@ -45,6 +45,11 @@ class ServeOptions(LoadOptions):
     pooling: Literal["last", "mean"] = opt(
         "last", "what an embedding is made of: the last token's state, or the mean of all"
     )
+    data_dir: str | None = opt(
+        None,
+        "folder for files and batches, which then outlive the server; by default they go with it",
+        metavar="FOLDER",
+    )
     lora_root: str | None = opt(
         None, "folder below which adapters may be loaded while running", metavar="FOLDER"
     )
@@ -127,6 +132,15 @@ class ServeOptions(LoadOptions):
     )
     max_background: int = opt(
         32, "most responses of one key that run in the background", ge=1, group="limits"
+    )
+    max_file_bytes: int = opt(100 * MIB, "largest file to upload", ge=1024, group="limits")
+    max_files: int = opt(1000, "most files of one key", ge=1, group="limits")
+    max_files_bytes: int = opt(
+        1024 * MIB, "most bytes of all files of one key", ge=1024, group="limits"
+    )
+    max_batch_lines: int = opt(50_000, "most requests of one batch", ge=1, group="limits")
+    batch_concurrency: int = opt(
+        8, "requests of batches that run at once", ge=1, le=4096, group="limits"
     )
     max_stop: int = opt(4, "most stop strings", ge=1, le=16, group="limits")
     max_stop_chars: int = opt(256, "longest stop string", ge=1, le=1024, group="limits")

@@ -16,6 +16,7 @@ from starlette.types import Receive
 from qwenkit.llm import LLM
 from qwenkit.options.serve import ServeOptions
 from qwenkit.server.auth import Caller, Keys
+from qwenkit.server.data import DataFolder, Objects
 from qwenkit.server.errors import ApiError, overloaded, unavailable
 from qwenkit.server.metrics import Metrics
 from qwenkit.server.rates import Rates
@@ -95,7 +96,7 @@ class Ticket:
         self.size += count
         service.received += count
         if self.size > options.max_body_bytes:
-            raise too_large(options)
+            raise too_large(options.max_body_bytes)
         if service.received > options.max_bodies_bytes:
             error = overloaded("Too many large requests are being received.", 2)
             error.close = True
@@ -115,6 +116,9 @@ class Service:
         self.calls: set[Call] = set()
         self.tasks: set[asyncio.Future[None]] = set()
         """What goes on when its request has ended."""
+        data = DataFolder(options.data_dir)
+        self.files = Objects(data, "files", "file")
+        self.batches = Objects(data, "batches", "batch")
         self.responses = StoredResponses(options.max_stored, options.max_stored_bytes)
         self.received = 0
         self.draining = False
@@ -193,11 +197,11 @@ class Service:
             call.end(error)
 
 
-def too_large(options: ServeOptions) -> ApiError:
+def too_large(most: int) -> ApiError:
     """413."""
     return ApiError(
         413,
-        f"The body is larger than {options.max_body_bytes} bytes.",
+        f"The body is larger than {most} bytes.",
         code="request_too_large",
         close=True,
     )

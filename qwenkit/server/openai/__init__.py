@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from qwenkit.server.openai import chat, completions, embeddings, models, responses, tokens
+from qwenkit.server.openai import (
+    batches,
+    chat,
+    completions,
+    embeddings,
+    files,
+    models,
+    responses,
+    tokens,
+)
 
 ROUTERS = (
     models.router,
@@ -10,5 +19,7 @@ ROUTERS = (
     completions.router,
     responses.router,
     embeddings.router,
+    files.router,
+    batches.router,
     tokens.router,
 )
