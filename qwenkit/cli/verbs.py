@@ -21,6 +21,8 @@ def find(words: Sequence[str]) -> tuple[Verb | None, list[str]]:
     first = ALIASES.get(words[0], words[0])
     if first == "train":
         return _find_train(words, table)
+    if first == "config-schema" and list(words[1:2]) == ["train"] and len(words) > 2:
+        return table[first], [" ".join(words[1:3]), *words[3:]]
     if first in table:
         return table[first], list(words[1:])
     near = suggest(first, [*table, "train", "help"])

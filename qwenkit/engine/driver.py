@@ -19,6 +19,8 @@ from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from typing import Any
 
+import torch
+
 from qwenkit.engine.engine import Engine
 from qwenkit.engine.request import ErrorCode, FinishReason, Request, RequestOutput
 from qwenkit.errors import EngineError, QueueFullError, QwenkitError
@@ -155,6 +157,8 @@ class Driver:
 
     def _run(self) -> None:
         try:
+            if self.engine.model.fused:
+                leave_cores_to_kernels()
             while self._take():
                 for output in self._step():
                     self._deliver(output)
@@ -260,14 +264,28 @@ class Driver:
 
     def _call(self, request: Request, sink: Sink, output: RequestOutput) -> bool:
         """Hand an output over; False when the receiver fails: its request ends, no other."""
-        good = True
+        if output.finished:  # first, so that its receiver finds the place free
+            self._close_request(request)
         try:
             sink(output)
         except Exception:  # for instance an event loop that was closed
             _log.exception("the receiver of request %s failed", output.id)
-            good = False
-        if output.finished or not good:
-            with self._wake:
-                self._open.pop(id(request), None)
+            self._close_request(request)
+            return False
+        return True
+
+    def _close_request(self, request: Request) -> None:
+        with self._wake:
+            if self._open.pop(id(request), None) is not None:
                 self._ends.append(time.monotonic())
-        return good
+
+
+def leave_cores_to_kernels() -> None:
+    """Keep PyTorch to one thread on this thread alone. Its OpenMP threads stay awake for a while
+    after each operation, on the cores that the kernels' threads want next.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)  # also what threads that are yet to come would begin with
+    restore = threading.Thread(target=torch.set_num_threads, args=(before,))
+    restore.start()
+    restore.join()

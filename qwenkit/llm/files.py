@@ -11,6 +11,7 @@ from pathlib import Path
 from qwenkit.config import GenerationConfig
 from qwenkit.errors import ConfigError
 from qwenkit.io.gguf import GgufModel, is_gguf, read_gguf
+from qwenkit.io.gguf_config import generation_of
 from qwenkit.prompt.chat import ChatTemplate
 from qwenkit.prompt.tokenizer import Tokenizer
 from qwenkit.prompt.tokenizer_gguf import end_ids_of_gguf, spec_of_gguf, template_of_gguf
@@ -43,7 +44,8 @@ def read_files(
         return ModelFiles(path, own, generation, lambda: ChatTemplate.from_dir(path, own))
     gguf = read_gguf(path)
     own = tokenizer or Tokenizer(spec_of_gguf(gguf.metadata, gguf.path))
-    generation = generation or GenerationConfig(end_ids_of_gguf(gguf.metadata))
+    if generation is None:
+        generation = generation_of(gguf.metadata, end_ids_of_gguf(gguf.metadata), str(path))
     found = template_of_gguf(gguf.metadata)
     return ModelFiles(gguf, own, generation, lambda: ChatTemplate.of(found, own, str(path)))
 

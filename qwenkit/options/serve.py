@@ -63,7 +63,6 @@ class ServeOptions(LoadOptions):
     log_level: Literal["debug", "info", "warning", "error"] = opt(
         "info", "least severe line that is written", group="logging"
     )
-    log_content: bool = opt(False, "also log prompts and answers", group="logging")
 
     max_sequences: int = opt(
         32,
