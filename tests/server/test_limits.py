@@ -41,7 +41,7 @@ class Way:
 
 
 CHAT = {"any", "fits", "generates", "chat"}
-RESPONSE = {"any", "fits", "responds"}
+RESPONSE = {"any", "fits", "responds", "at once"}
 WAYS = {
     "chat": Way("/v1/chat/completions", {"model": MODEL, "messages": [SAY]}, CHAT),
     "chat stream": Way(
@@ -67,7 +67,10 @@ WAYS = {
         "/v1/responses", {"model": MODEL, "input": "Hi", "stream": True}, RESPONSE, "input"
     ),
     "response in the background": Way(
-        "/v1/responses", {"model": MODEL, "input": "Hi", "background": True}, RESPONSE, "input"
+        "/v1/responses",
+        {"model": MODEL, "input": "Hi", "background": True},
+        RESPONSE - {"at once"},
+        "input",
     ),
     "tokenize": Way("/tokenize", {"model": MODEL, "prompt": "Hi"}, {"any"}, "prompt"),
     "tokenize chat": Way("/tokenize", {"model": MODEL, "messages": [SAY]}, {"any", "messages"}),
@@ -159,12 +162,12 @@ HOSTILE = {"guided_grammar": f"start: A\nA: {PARTS}"}
 UNSTARTED = {
     "context": Limit("generates", {"max_tokens": 5000}, 400, "context_length_exceeded"),
     "context of a response": Limit(
-        "responds", {"max_output_tokens": 5000}, 400, "context_length_exceeded"
+        "at once", {"max_output_tokens": 5000}, 400, "context_length_exceeded"
     ),
     "context of an input": Limit("embeds", {"input": [1] * 2049}, 400, "context_length_exceeded"),
     "dimensions of the model": Limit("embeds", {"dimensions": 60_000}, 400, "invalid_value"),
     "schema of a response": Limit(
-        "responds",
+        "at once",
         {
             "text": {
                 "format": {"type": "json_schema", "name": "a", "schema": {"enum": ["x" * 70_000]}}
