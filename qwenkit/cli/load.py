@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from qwenkit.cli.output import download_bars, status
 from qwenkit.errors import OptionError
 from qwenkit.io.hub import resolve as find_model
-from qwenkit.options import LoadOptions
+from qwenkit.options import LoadOptions, ModelOptions
 
 if TYPE_CHECKING:
     from qwenkit.llm import LLM
@@ -22,15 +22,20 @@ def load(options: LoadOptions) -> LLM:
 
     Errors: HubError and its kin before torch is imported; then LLM's own.
     """
+    path = find(options)
+    with status(f"loading {options.model}"):
+        return _load(options, path)
+
+
+def find(options: ModelOptions) -> Path:
+    """The model's folder or file, fetched if need be. Errors: HubError and its kin."""
     with download_bars() as progress:
-        path = find_model(
+        return find_model(
             options.model,
             source=options.source,
             offline=options.offline,
             progress=progress,
         )
-    with status(f"loading {options.model}"):
-        return _load(options, path)
 
 
 def _load(options: LoadOptions, path: Path) -> LLM:
