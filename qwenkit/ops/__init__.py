@@ -55,6 +55,7 @@ __all__ = [
     "FORMATS",
     "KernelWeight",
     "Packed",
+    "answers_in_bfloat16",
     "attention",
     "backend",
     "dequantize",
@@ -112,6 +113,13 @@ def native_bfloat16(device: torch.device) -> bool:
     if device.type != "cpu" or not mkldnn.is_available():  # type: ignore[no-untyped-call]
         return False
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def answers_in_bfloat16(device: torch.device) -> bool:
+    """Whether a model in bfloat16 answers at least as fast as in float32: where the device has
+    instructions for it, and where the C++ bodies read half the bytes and multiply in float32.
+    """
+    return native_bfloat16(device) or (device.type == "cpu" and backend() == "cpu")
 
 
 def _native(*tensors: Tensor | None) -> bool:
@@ -215,6 +223,9 @@ def attention(
     needs_grad = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad)
     if needs_grad and window is None and backend() != "reference":
         return grouped.attention(q, k, v, cu_seqlens, scale)
+    if q.dtype == torch.bfloat16 and not native_bfloat16(q.device) and backend() != "reference":
+        wide = reference.attention(q.float(), k.float(), v.float(), cu_seqlens, scale, window)
+        return wide.to(q.dtype)
     return reference.attention(q, k, v, cu_seqlens, scale, window)
 
 

@@ -72,7 +72,7 @@ def test_shards(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.parametrize("native", [True, False])
 def test_dtypes(saved: Path, monkeypatch: pytest.MonkeyPatch, native: bool) -> None:
-    monkeypatch.setattr(load.ops, "native_bfloat16", lambda device: native)
+    monkeypatch.setattr(load.ops, "answers_in_bfloat16", lambda device: native)
     assert load_model(saved).dtype == torch.float32
     assert load_model(saved, "bf16").dtype == torch.bfloat16
     config = json.loads((saved / "config.json").read_text())
