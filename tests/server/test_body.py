@@ -75,4 +75,5 @@ def test_parsing_takes_time_in_proportion() -> None:
             best = min(best, time.thread_time() - start)
         return best
 
-    assert spent(100_000) < 2.5 * spent(50_000) + 0.02
+    ratios = [spent(100_000) / spent(50_000) for _ in range(3)]
+    assert min(ratios) < 2.5, ratios
