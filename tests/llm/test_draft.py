@@ -42,7 +42,7 @@ def test_a_draft_model_with_other_tokens_is_refused(checkpoint: Path, tmp_path: 
     first, second = list(vocab)[10:12]
     vocab[first], vocab[second] = vocab[second], vocab[first]
     (other / "vocab.json").write_text(json.dumps(vocab))
-    with pytest.raises(ConfigError, match="other has other tokens: \d+ is"):
+    with pytest.raises(ConfigError, match=r"other has other tokens: \d+ is"):
         LLM(checkpoint, draft_model=other)
 
 
