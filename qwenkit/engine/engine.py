@@ -25,6 +25,7 @@ import torch
 from qwenkit.engine.blocks import BlockPool
 from qwenkit.engine.draft import check_speculation, make_speculation, own_share
 from qwenkit.engine.kv_cache import KVCache, blocks_in, default_kv_bytes
+from qwenkit.engine.pace import Pace
 from qwenkit.engine.request import ErrorCode, Request, RequestOutput
 from qwenkit.engine.runner import Runner
 from qwenkit.engine.sampler import Draw, Sampler
@@ -35,6 +36,7 @@ from qwenkit.engine.verify import verify
 from qwenkit.errors import ContextLengthError, OptionError, RequestError
 from qwenkit.model.qwen import Qwen
 
+KV_DTYPES = ("auto", "int8")
 LATE = "The request was still waiting when its deadline passed; nothing was computed."
 
 _log = logging.getLogger("qwenkit.engine")
@@ -49,11 +51,17 @@ class Engine:
             `max_sequences` full contexts, within a quarter of the free memory and 4 GiB (CUDA:
             within 80 % of the free memory).
         block_size: tokens of a cache block.
+        kv_dtype: "auto" keeps the model's dtype; "int8" takes half of bfloat16's memory, with a
+            scale for each token and head. It is slower on the CPU (no C++ kernel reads it), and
+            not to be had with `deterministic`.
         max_batch_tokens: tokens of one forward; longer prompts are computed in chunks.
         max_sequences: sequences that run at once; more wait.
         max_model_len: longest prompt + max_tokens; by default and at most what config.json allows.
         vocab_size: tokens of the tokenizer; rows of the head above it are never drawn.
         prefix_cache: whether requests of one tenant that begin alike share what is cached of it.
+        deterministic: compute a request's logits to the same bits whatever else is in the batch,
+            however its prompt is cut and whether it was paused. On the CPU only; where that
+            costs speed, see docs/engine.md.
         speculate: "lookup" guesses tokens from the request's own text, "draft" (as without it)
             by `draft_model`, a smaller one with the same tokens; the model checks several at once
             (`qwenkit.engine.speculate`), and what it says stays the same.
@@ -68,25 +76,28 @@ class Engine:
         num_blocks: int | None = None,
         kv_bytes: int | None = None,
         block_size: int = 16,
+        kv_dtype: str = "auto",
         max_batch_tokens: int = 512,
         max_sequences: int = 32,
         max_model_len: int | None = None,
         vocab_size: int | None = None,
         prefix_cache: bool = True,
+        deterministic: bool = False,
         speculate: Literal["lookup", "draft"] | None = None,
         draft_model: Qwen | None = None,
     ) -> None:
         config = model.config
         most = config.context_length
-        for name, value, limit in (
+        _check_options(
             ("num_blocks", num_blocks, None),
             ("kv_bytes", kv_bytes, None),
             ("block_size", block_size, 4096),
             ("max_batch_tokens", max_batch_tokens, None),
             ("max_sequences", max_sequences, max_batch_tokens),
             ("max_model_len", max_model_len, most),
-        ):
-            _check_option(name, value, limit)
+            kv_dtype=kv_dtype,
+        )
+        dtype = torch.int8 if kv_dtype == "int8" else model.dtype
         self.model = model
         self.vocab_size = min(vocab_size or config.vocab_size, config.vocab_size)
         check_speculation(speculate, draft_model, self.vocab_size)
@@ -94,24 +105,25 @@ class Engine:
         if num_blocks is None:
             if kv_bytes is None:
                 tokens = max_sequences * -(-self.context_length // block_size) * block_size
-                kv_bytes = default_kv_bytes(config, tokens, model.dtype, model.device)
+                kv_bytes = default_kv_bytes(config, tokens, dtype, model.device)
             if draft_model is not None:
                 kv_bytes = int(kv_bytes * own_share(model, draft_model))
-            num_blocks = blocks_in(config, kv_bytes, block_size, model.dtype)
+            num_blocks = blocks_in(config, kv_bytes, block_size, dtype)
         pool = BlockPool(num_blocks, block_size)
+        self.pace = Pace(max_batch_tokens)
+        sizes = {"max_batch_tokens": max_batch_tokens, "max_sequences": max_sequences}
         self.scheduler = Scheduler(
-            pool,
-            max_batch_tokens=max_batch_tokens,
-            max_sequences=max_sequences,
-            share_prefixes=prefix_cache,
+            pool, **sizes, share_prefixes=prefix_cache, prefill_limit=self.pace.limit
         )
-        self.cache = KVCache(config, num_blocks, block_size, dtype=model.dtype, device=model.device)
+        self.cache = KVCache(config, num_blocks, block_size, dtype=dtype, device=model.device)
         widest = min(num_blocks, pool.blocks_for(self.context_length))
-        self.runner = Runner(model, self.cache, max_sequences=max_sequences, max_blocks=widest)
+        limits = {"max_sequences": max_sequences, "max_blocks": widest}
+        self.runner = Runner(model, self.cache, invariant=deterministic, **limits)
+        if deterministic:
+            self.runner.probe()
         self.sampler = Sampler(self.vocab_size, model.device)
         self.speculation: Speculation | None = None
         if speculate is not None or draft_model is not None:
-            limits = {"max_sequences": max_sequences, "max_blocks": widest}
             self.speculation = make_speculation(model, draft_model, self.sampler, pool, **limits)
         self._requests: dict[str, Request] = {}
         self._aborted: list[RequestOutput] = []
@@ -213,8 +225,10 @@ class Engine:
         if not plan.spans:
             return outputs
         self._guess(plan)
+        began = time.perf_counter()
         try:
             draws = self._draw(plan)
+            self.pace.observe(*plan.shape, time.perf_counter() - began)
         except Exception as error:  # a kernel or the allocator failed: find out for whom
             _log.warning("a forward of %d tokens failed: %s", plan.num_tokens, error)
             draws = self._one_by_one(plan)
@@ -281,6 +295,13 @@ def _output(request: Request, draws: list[Draw]) -> RequestOutput:
         request.num_drafted,
         request.num_accepted,
     )
+
+
+def _check_options(*numbers: tuple[str, int | None, int | None], kv_dtype: str) -> None:
+    for name, value, limit in numbers:
+        _check_option(name, value, limit)
+    if kv_dtype not in KV_DTYPES:
+        raise OptionError(f"kv_dtype is {kv_dtype!r}.", f"Use one of {', '.join(KV_DTYPES)}.")
 
 
 def _check_option(name: str, value: int | None, limit: int | None) -> None:

@@ -10,8 +10,10 @@ class EngineOptions(TypedDict, total=False):
 
     kv_bytes: int | None
     block_size: int
+    kv_dtype: str
     max_batch_tokens: int
     max_sequences: int
     max_model_len: int | None
     prefix_cache: bool
+    deterministic: bool
     speculate: Literal["lookup", "draft"] | None

@@ -1,10 +1,10 @@
 """Which tokens the next forward computes. Plain Python, no torch: testable in microseconds.
 
 Each step is one ragged batch under a token budget. Sequences that decode come first (one token
-each); what is left of the budget, and no more than `prefill_limit` while somebody decodes, goes to
-prompts in chunks. So a long prompt never makes the others wait long. Half of it goes to the prompt
-that came first, the rest to those that are done soonest, so a short one need not wait for a long
-one and the long one still comes to its end.
+each); what is left of the budget, and no more than `prefill_limit` says while somebody decodes,
+goes to prompts in chunks. So a long prompt never makes the others wait long. Half of it goes to the
+prompt that came first, the rest to those that are done soonest, so a short one need not wait for a
+long one and the long one still comes to its end.
 
 A request is admitted when there are blocks for its prompt; it gets more as it grows. When none is
 left, the request that was admitted last is paused: its blocks are taken away and it is the first to
@@ -18,7 +18,7 @@ and `commit` keeps those that passed. Not covered: priorities.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from qwenkit.engine.blocks import BlockPool
@@ -65,6 +65,17 @@ class Plan:
         return sum(span.count for span in self.spans)
 
     @property
+    def shape(self) -> tuple[int, int]:
+        """How many sequences decode, and how many tokens of prompts there are."""
+        decoding = prompts = 0
+        for span in self.spans:
+            if span.samples and span.count == 1 + len(span.drafts):
+                decoding += 1
+            else:
+                prompts += span.count
+        return decoding, prompts
+
+    @property
     def sampling(self) -> list[Request]:
         """The requests that draw a token, in batch order."""
         return [span.request for span in self.spans if span.samples]
@@ -74,7 +85,7 @@ class Scheduler:
     """Waiting, running and paused requests over one block pool.
 
     `running` is in order of admission. `share_prefixes`: whether cached beginnings are used.
-    `prefill_limit`: tokens of prompts in a step in which somebody decodes; may change any time.
+    `prefill_limit(n)`: tokens of prompts in a step in which n sequences decode.
     """
 
     def __init__(
@@ -84,6 +95,7 @@ class Scheduler:
         max_batch_tokens: int,
         max_sequences: int,
         share_prefixes: bool = True,
+        prefill_limit: Callable[[int], int] | None = None,
     ) -> None:
         if not 1 <= max_sequences <= max_batch_tokens:
             raise ValueError(
@@ -94,7 +106,7 @@ class Scheduler:
         self.max_batch_tokens = max_batch_tokens
         self.max_sequences = max_sequences
         self.share_prefixes = share_prefixes
-        self.prefill_limit = max_batch_tokens
+        self.prefill_limit = prefill_limit or (lambda decoding: max_batch_tokens)
         self.waiting = FairQueue()
         self.running: list[Request] = []
         self.paused: deque[Request] = deque()
@@ -131,7 +143,7 @@ class Scheduler:
                 prefilling.append(request)
         budget = self.max_batch_tokens - len(plan.spans)
         if plan.spans:
-            budget = min(budget, self.prefill_limit)
+            budget = min(budget, self.prefill_limit(len(plan.spans)))
         if not plan.paused:
             self._admit(prefilling, budget)
         _divide(plan, prefilling, budget)

@@ -6,6 +6,9 @@ is not `live` (nobody watches, no stop string to find) collects ids and decodes 
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
+import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -18,6 +21,7 @@ from qwenkit.llm.results import (
     FinishReason,
     Logprob,
     StreamDelta,
+    Timing,
     TokenProb,
     Usage,
 )
@@ -53,7 +57,12 @@ class Writer:
         self._tokenizer = tokenizer
         self._stops = bool(query.sampling.stop)
         self._stream = TextStream(tokenizer, query.sampling.stop)
-        self._parser = ToolCallParser(query.tools, eager=False) if query.tools else None
+        # Where nothing but calls can come, arguments go out while they come, and a call that is cut
+        # off stays as far as it came. Everywhere else it would have to be taken back as text.
+        self._only_calls = query.constraint is not None and query.constraint.param == "tool_choice"
+        self._parser: ToolCallParser | None = None
+        if query.tools:
+            self._parser = ToolCallParser(query.tools, eager=self._only_calls)
         self._deltas: list[Delta] = []
         self._logprobs: list[Logprob] | None = None
         if query.sampling.params.logprobs is not None:
@@ -82,6 +91,8 @@ class Writer:
         if reason is not None:
             deltas += self._read(self._stream.finish())
             deltas += self._parser.finish() if self._parser else []
+            if self._only_calls:
+                deltas = list(itertools.takewhile(lambda delta: not delta.retracted, deltas))
             self.finish_reason = reason
         self._deltas += deltas
         if reason == "stop" and any(d.index is not None for d in self._deltas):
@@ -149,6 +160,7 @@ class Job:
         self.requests: list[Request] = []
         self.writers: list[list[Writer]] = []
         self._open: dict[str, Writer] = {}
+        self._begun, self._first = time.monotonic(), 0.0
         for query in queries:
             writers = [Writer(i, tokenizer, query) for i in range(query.sampling.n)]
             self.writers.append(writers)
@@ -163,6 +175,10 @@ class Job:
                 )
                 self.requests.append(request)
                 self._open[request.id] = writer
+
+    def note(self) -> None:
+        """A token has come; the engine's thread tells."""
+        self._first = self._first or time.monotonic()
 
     @property
     def open_ids(self) -> list[str]:
@@ -186,15 +202,14 @@ class Job:
             usage = (
                 self._usage(self.queries[0], self.writers[0]) if len(self.queries) == 1 else None
             )
-            news[-1] = StreamDelta(
-                last.index, last.text, last.tool_call, last.logprobs, last.finish_reason, usage
-            )
+            news[-1] = dataclasses.replace(last, usage=usage, timing=self._timing())
         return news, [] if outputs[-1].finished else [request_id]
 
     def results(self, kind: type[Completion] = ChatResult) -> list[Completion]:
         """One result a prompt, once nothing is open."""
+        timing = self._timing()
         return [
-            kind(tuple(writer.choice() for writer in writers), self._usage(query, writers))
+            kind(tuple(writer.choice() for writer in writers), self._usage(query, writers), timing)
             for query, writers in zip(self.queries, self.writers, strict=True)
         ]
 
@@ -207,6 +222,10 @@ class Job:
                         f"The request was ended: {writer.error or 'aborted'}",
                         code=writer.code or "failed",
                     )
+
+    def _timing(self) -> Timing:
+        now = time.monotonic()
+        return Timing((self._first or now) - self._begun, now - self._begun)
 
     def _usage(self, query: Query, writers: list[Writer]) -> Usage:
         """The choices share their prompt: cached is what not even the first one had to compute."""

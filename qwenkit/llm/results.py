@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from qwenkit.prompt.tools import Delta, ToolCall
@@ -26,6 +26,14 @@ class Usage:
     @property
     def total_tokens(self) -> int:
         return self.prompt_tokens + self.completion_tokens
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds from asking to the first token of any choice, and to the last of all."""
+
+    first: float
+    total: float
 
 
 @dataclass(frozen=True)
@@ -79,6 +87,7 @@ class Completion:
 
     choices: tuple[Choice, ...]
     usage: Usage
+    timing: Timing = field(compare=False)
 
     @property
     def text(self) -> str:
@@ -119,7 +128,8 @@ class ChatResult(Completion):
 class StreamDelta:
     """News of choice `index`: text, or a part of a tool call, or its end.
 
-    The last delta of a choice has its `finish_reason`; the last one of the stream also has `usage`.
+    The last delta of a choice has its `finish_reason`; the last one of the stream also has `usage`
+    and `timing`.
     """
 
     index: int = 0
@@ -128,3 +138,4 @@ class StreamDelta:
     logprobs: tuple[Logprob, ...] = ()
     finish_reason: FinishReason | None = None
     usage: Usage | None = None
+    timing: Timing | None = field(default=None, compare=False)

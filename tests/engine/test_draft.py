@@ -38,7 +38,7 @@ def test_the_model_itself_guesses_everything_right(
     """Also behind a shared beginning, a prompt in pieces, and when it was paused."""
     prompts = make_prompts(6, longest=40)
     prompts += [[*prompts[0], 5], prompts[0]]
-    engine = eager(model, model, num_blocks=36, block_size=4, max_batch_tokens=24, max_sequences=6)
+    engine = eager(model, model, num_blocks=24, block_size=4, max_batch_tokens=24, max_sequences=6)
     for i, ids in enumerate(prompts):
         params = SamplingParams(max_tokens=24, temperature=temperature, seed=i)
         engine.add(Request(str(i), ids, params))
