@@ -26,7 +26,7 @@ from qwenkit.model.qwen import Qwen
 
 LIKELY = 0.7
 FIXED_ROWS = {"cpu": 4.0, "cuda": 64.0}
-"""What a step costs beside its rows, in rows. On the CPU from int4 on AVX2 (dev/LOG.md); on CUDA a guess."""
+"""What a step costs beside its rows, in rows: of int4 on AVX2 (dev/LOG.md); for CUDA a guess."""
 KINDS = ("lookup", "draft")
 
 
