@@ -6,8 +6,8 @@
 `out/wide` says what tiny-instruct says at the cost of the 0.5B shape (bench/widen.py). The repeater
 is such a model too, made from one that was trained to repeat a text with one word changed; there is
 none in this repository, and without one that row is left out. Greedy unless said otherwise; tokens
-must be the same with and without. Printed are medians over the rounds: tokens/s without, the ratio with
-to without, and the share of draft tokens that were right.
+must be the same with and without. Printed are medians over the rounds: tokens/s without, the ratio
+with to without, and the share of draft tokens that were right.
 
     repeat        one request: repeat this text, but write one word instead of another
     asked again   the second turn of a conversation whose question was asked before, but for a digit
