@@ -24,6 +24,7 @@ from qwenkit.model.batch import Batch, PagedKV
 from qwenkit.model.linear import Linear, QuantEmbedding, QuantLinear
 from qwenkit.model.load import QUANTIZE, empty_model
 from qwenkit.model.qwen import Qwen
+from qwenkit.model.transforms import fuse
 
 BLOCK = 16
 CONTEXT = 128
@@ -50,12 +51,13 @@ def random_model(size: str, format: str) -> Qwen:
             ready = ops.prepack(ops.quantize(weight, "int8", group_size=QUANTIZE["int8"]))
             model.model.add_module("embed_tokens", QuantEmbedding(ready, dtype))
             if model.lm_head is None:
-                model.add_module("lm_head", QuantLinear(ready))
+                setattr(model, "lm_head", QuantLinear(ready))  # noqa: B010
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
             if parameter.is_meta:
                 value = torch.empty(parameter.shape, dtype=dtype).normal_(0, 0.02)
                 setattr(module, name, torch.nn.Parameter(value, requires_grad=False))
+    fuse(model)
     return model.eval()
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TypedDict
+from typing import Literal, TypedDict
 
 
 class EngineOptions(TypedDict, total=False):
@@ -10,7 +10,10 @@ class EngineOptions(TypedDict, total=False):
 
     kv_bytes: int | None
     block_size: int
+    kv_dtype: str
     max_batch_tokens: int
     max_sequences: int
     max_model_len: int | None
     prefix_cache: bool
+    deterministic: bool
+    speculate: Literal["lookup", "draft"] | None

@@ -77,7 +77,7 @@ class QueryMaker:
         if shape.get("tool_choice") == "none":
             tools = None
         options = {"add_generation_prompt": True, **(template_kwargs or {})}
-        prompt = self.render(messages, tools, **options)
+        prompt = self.render(messages, _without_strict(tools), **options)
         query = self._query(prompt.ids, sampling, self._turn_ends, constraint, "messages")
         return replace(query, tools=tool_names(tools))
 
@@ -148,6 +148,18 @@ class QueryMaker:
             raise ContextLengthError(count, resolved.params.max_tokens, context, param=param)
         self.engine.check(Request("", ids, resolved.params))
         return Query(ids, resolved, constraint=constraint)
+
+
+def _without_strict(tools: Tools | None) -> Tools | None:
+    """`strict` is for the grammar; no model has seen it in its prompt."""
+    if tools is None:
+        return None
+    functions = [tool.get("function", tool) for tool in tools]
+    bare = [{key: f[key] for key in f if key != "strict"} for f in functions]
+    return [
+        {**tool, "function": function} if "function" in tool else function
+        for tool, function in zip(tools, bare, strict=True)
+    ]
 
 
 def as_prompts(prompt: Any) -> tuple[list[Any], bool]:

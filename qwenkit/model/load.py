@@ -212,11 +212,11 @@ def resolve_dtype(
         own = DTYPES[config.torch_dtype]
         if own is torch.float32:
             return own
-        ours = torch.bfloat16 if ops.native_bfloat16(device) else torch.float32
+        ours = torch.bfloat16 if ops.answers_in_bfloat16(device) else torch.float32
         if own is torch.float16:
             _log.warning("float16 overflows in this family; running in %s", ours)
         elif own is not ours:
-            _log.info("this machine has no bfloat16 instructions; running in %s", ours)
+            _log.info("bfloat16 would be slow on this machine; running in %s", ours)
         return ours
     names = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
     name = names.get(dtype, dtype)

@@ -10,6 +10,8 @@ hidden, V vocab rows.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -23,7 +25,13 @@ from qwenkit.model.rope import Rope
 
 
 class Block(nn.Module):
-    """One pre-norm layer: x + attention(norm(x)), then x + mlp(norm(x))."""
+    """One pre-norm layer: x + attention(norm(x)), then x + mlp(norm(x)).
+
+    `fused` is the same in one kernel, which then does the work wherever there is a cache; it is
+    made by `transforms.prepare` for weights that no longer change.
+    """
+
+    fused: ops.DecoderLayer | None = None
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
@@ -35,9 +43,21 @@ class Block(nn.Module):
         self.post_attention_layernorm = RMSNorm(c, eps)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, batch: Batch) -> Tensor:
+        """x (N, C) → (N, C). Fused, x is changed in place."""
+        kv = batch.kv
+        fits = kv is not None and kv.k[0].is_floating_point()
+        if self.fused is not None and kv is not None and fits and not torch.is_grad_enabled():
+            cache = (kv.k[self.self_attn.layer], kv.v[self.self_attn.layer])
+            where = (kv.slots, kv.block_tables, kv.context_lens, batch.cu_seqlens)
+            return self.fused(x, (cos, sin), cache, *where)
         x = x + self.self_attn(self.input_layernorm(x), cos, sin, batch)
         out: Tensor = x + self.mlp(self.post_attention_layernorm(x))
         return out  # (N, C)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Block:
+        self.fused = None  # the weights move
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
 
 
 class Decoder(nn.Module):
@@ -77,10 +97,18 @@ class Qwen(nn.Module):
 
     def logits(self, x: Tensor) -> Tensor:
         """x (M, C) → (M, V) float32."""
-        if self.lm_head is None:
-            return ops.linear(x, self.model.embed_tokens.weight).float()
-        out: Tensor = self.lm_head(x)
+        head = self.lm_head
+        if head is None:
+            return ops.head(x, self.model.embed_tokens.weight)
+        if isinstance(head, Linear):
+            return ops.head(x, head.weight)
+        out: Tensor = head(x.float())
         return out.float()
+
+    @property
+    def fused(self) -> bool:
+        """Whether every layer is one kernel."""
+        return all(getattr(layer, "fused", None) is not None for layer in self.model.layers)
 
     @property
     def device(self) -> torch.device:

@@ -1,3 +1,5 @@
+from collections.abc import Sequence
+
 class Weight:
     @property
     def rows(self) -> int: ...
@@ -54,3 +56,18 @@ def packed_weight(
 ) -> Weight: ...
 def linear(weight: Weight, x: int, out: int, rows: int, dtype: str, bias: int) -> None: ...
 def interleave(codes: int, out: int, rows: int, cols: int, bits: int) -> None: ...
+
+class Layer: ...
+
+def make_layer(
+    weights: Sequence[Weight], biases: Sequence[int], norm1: int, norm2: int, eps: float
+) -> Layer: ...
+def run_layer(
+    layer: Layer,
+    addresses: Sequence[int],
+    tokens: int,
+    sizes: Sequence[int],
+    scale: float,
+    dtype: str,
+    cache_dtype: str,
+) -> None: ...

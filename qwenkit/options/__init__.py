@@ -6,19 +6,25 @@ from typing import Any
 
 from qwenkit.options.base import Options, env_name, flag_name, opt, suggest, unknown_name
 from qwenkit.options.resolve import read_section, resolve, write_resolved
+from qwenkit.options.serve import ServeOptions
 from qwenkit.options.train import EvalOptions, PretrainOptions, SftOptions, TokenizerOptions
 from qwenkit.options.verbs import (
     DEFAULT_MODEL,
     SAMPLING,
     AnswerOptions,
+    BatchOptions,
+    BenchOptions,
     ChatOptions,
+    DecodeOptions,
     DoctorOptions,
     FamilyOptions,
     ListOptions,
     LoadOptions,
     ModelOptions,
     PlanOptions,
+    PrefillOptions,
     PullOptions,
+    RandomCheckpointOptions,
     RunOptions,
     SchemaOptions,
     ShowOptions,
@@ -29,6 +35,7 @@ VERBS: dict[str, type[Options]] = {
     for cls in (
         ChatOptions,
         RunOptions,
+        ServeOptions,
         PullOptions,
         ListOptions,
         ShowOptions,
@@ -39,6 +46,10 @@ VERBS: dict[str, type[Options]] = {
         PretrainOptions,
         SftOptions,
         EvalOptions,
+        DecodeOptions,
+        PrefillOptions,
+        BatchOptions,
+        RandomCheckpointOptions,
         SchemaOptions,
     )
 }
@@ -61,7 +72,10 @@ __all__ = [
     "SAMPLING",
     "VERBS",
     "AnswerOptions",
+    "BatchOptions",
+    "BenchOptions",
     "ChatOptions",
+    "DecodeOptions",
     "DoctorOptions",
     "EvalOptions",
     "FamilyOptions",
@@ -70,10 +84,13 @@ __all__ = [
     "ModelOptions",
     "Options",
     "PlanOptions",
+    "PrefillOptions",
     "PretrainOptions",
     "PullOptions",
+    "RandomCheckpointOptions",
     "RunOptions",
     "SchemaOptions",
+    "ServeOptions",
     "SftOptions",
     "ShowOptions",
     "TokenizerOptions",

@@ -8,8 +8,10 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
+import torch
 
 from qwenkit.engine import Driver, Engine, Request, RequestOutput, SamplingParams
+from qwenkit.engine.driver import leave_cores_to_kernels
 from qwenkit.errors import EngineError, QueueFullError, RequestError
 from qwenkit.model.qwen import Qwen
 
@@ -283,3 +285,17 @@ def test_an_abort_takes_effect_within_one_step(stage: str, model: Qwen) -> None:
     engine.step()
     assert not engine.has_work and engine.stats().kv_usage == 0
     assert len(engine.runner._free_rows) == 2 and not engine._requests
+
+
+def test_pytorch_keeps_to_one_thread_there_and_nowhere_else() -> None:
+    before, seen = torch.get_num_threads(), []
+
+    def work() -> None:
+        leave_cores_to_kernels()
+        seen.append(torch.get_num_threads())
+
+    for target in (work, lambda: seen.append(torch.get_num_threads())):
+        thread = threading.Thread(target=target)
+        thread.start()
+        thread.join()
+    assert seen == [1, before] and torch.get_num_threads() == before

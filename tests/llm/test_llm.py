@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 
+from qwenkit import ops
 from qwenkit.config import GenerationConfig
 from qwenkit.errors import ConfigError, ContextLengthError, EngineError, RequestError
 from qwenkit.io.hub import ASSETS
@@ -194,6 +195,22 @@ def test_a_script_that_forgets_to_close_ends_cleanly(checkpoint: Path) -> None:
         check=False,
     )
     assert (ran.returncode, ran.stdout, ran.stderr) == (0, "bye\n", "")
+
+
+@pytest.mark.skipif(ops.backend() != "cpu", reason="without kernels the map stays in use")
+def test_K171_a_gguf_file_cut_after_loading_harms_nothing(
+    tmp_path: Path, write_gguf: Callable[..., None]
+) -> None:
+    """In a child process, which a page of the map that is gone would kill."""
+    file = tmp_path / "tiny.gguf"
+    write_gguf(ASSETS / "tiny-instruct", file, "Q8_0")
+    code = (
+        "import os, sys\nfrom qwenkit import LLM\nllm = LLM(sys.argv[1])\n"
+        "os.truncate(sys.argv[1], 0)\n"
+        "print(llm.chat('What is 123 + 456?', temperature=0).text)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, file], capture_output=True, text=True)
+    assert done.returncode == 0 and "579" in done.stdout, (done.returncode, done.stderr)
 
 
 @pytest.mark.parametrize("matrices", ["F32", "Q8_0"])

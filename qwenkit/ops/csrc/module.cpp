@@ -129,29 +129,37 @@ void store_kv(Address k, Address v, Address k_cache, Address v_cache, Address sl
     kernels().store_kv(a, b, to_k, to_v, at, tokens, width, type, cache);
 }
 
-void paged_attention(Address q, Address k_cache, Address v_cache, Address out, Address tables,
-                     Address context_lens, Address cu_seqlens, std::vector<std::size_t> sizes,
-                     float scale, const std::string &dtype, const std::string &cache_dtype) {
+AttentionJob attention_job(Address tables, Address context_lens, Address cu_seqlens,
+                           const std::vector<std::size_t> &sizes, float scale) {
     if (sizes.size() != 7) throw std::invalid_argument("seven sizes are needed");
-    AttentionJob job;
+    AttentionJob job{};
     job.sequences = sizes[0], job.heads = sizes[1], job.kv_heads = sizes[2];
     job.head_dim = sizes[3], job.block_size = sizes[4], job.table_stride = sizes[5];
     job.window = sizes[6], job.scale = scale;
-    if (job.sequences == 0) return;
     if (!job.kv_heads || job.heads % job.kv_heads || !job.head_dim || !job.block_size)
         throw std::invalid_argument("heads must be a multiple of the key-value heads");
-    job.dtype = dtype_of(dtype), job.cache_dtype = dtype_of(cache_dtype);
-    job.q = pointer(q), job.k_cache = pointer(k_cache), job.v_cache = pointer(v_cache);
-    job.out = pointer(out), job.tables = pointer<std::int32_t>(tables);
+    job.q_stride = job.heads * job.head_dim;
+    job.tables = pointer<std::int32_t>(tables);
     job.context_lens = pointer<std::int32_t>(context_lens);
     job.cu_seqlens = pointer<std::int32_t>(cu_seqlens);
+    return job;
+}
+
+void paged_attention(Address q, Address k_cache, Address v_cache, Address out, Address tables,
+                     Address context_lens, Address cu_seqlens, std::vector<std::size_t> sizes,
+                     float scale, const std::string &dtype, const std::string &cache_dtype) {
+    if (sizes.size() == 7 && sizes[0] == 0) return;
+    AttentionJob job = attention_job(tables, context_lens, cu_seqlens, sizes, scale);
+    job.dtype = dtype_of(dtype), job.cache_dtype = dtype_of(cache_dtype);
+    job.q = pointer(q), job.k_cache = pointer(k_cache), job.v_cache = pointer(v_cache);
+    job.out = pointer(out);
     nb::gil_scoped_release release;
     kernels().attention(job);
 }
 
 Weight dense_weight(std::size_t rows, std::size_t cols, Address data, const std::string &dtype) {
     Weight w{};
-    w.d = {rows, cols, dtype_of(dtype), pointer(data), nullptr};
+    w.d = {rows, cols, dtype_of(dtype), pointer(data)};
     return w;
 }
 
@@ -159,7 +167,7 @@ Weight dense_weight(std::size_t rows, std::size_t cols, Address data, const std:
 Weight packed_weight(std::size_t rows, std::size_t cols, std::size_t lanes, int bits, bool halves,
                      std::size_t group, std::pair<int, int> kinds, std::vector<Address> addresses) {
     std::size_t unit = halves ? 16 : 32;
-    if ((bits != 4 && bits != 8) || !group || group % unit || addresses.size() != 5)
+    if ((bits != 4 && bits != 5 && bits != 8) || (bits == 5 && halves) || !group || group % unit || addresses.size() != 5)
         throw std::invalid_argument("no such layout");
     Weight w{};
     w.packed = true;
@@ -190,15 +198,55 @@ void linear(const Weight &weight, Address x, Address out, std::size_t rows,
     Dtype type = dtype_of(dtype);
     check_lanes(weight);
     Weight mine = weight;
-    (mine.packed ? mine.q.bias : mine.d.bias) = maybe<float>(bias);
+    mine.bias = maybe<float>(bias);
     const void *from = pointer(x);
     void *to = pointer(out);
     nb::gil_scoped_release release;
     kernels().linear(mine, from, to, rows, type);
 }
 
+// weights: q, k, v, o, gate, up, down; biases: float32 or 0, one for each.
+Layer make_layer(const std::vector<Weight> &weights, const std::vector<Address> &biases, Address norm1,
+                 Address norm2, float eps) {
+    if (weights.size() != 7 || biases.size() != 7) throw std::invalid_argument("seven weights are needed");
+    Layer layer{};
+    Weight *to[] = {&layer.q, &layer.k, &layer.v, &layer.o, &layer.gate, &layer.up, &layer.down};
+    for (std::size_t i = 0; i < 7; ++i) *to[i] = weights[i], to[i]->bias = maybe<float>(biases[i]);
+    layer.norm1 = pointer<float>(norm1), layer.norm2 = pointer<float>(norm2), layer.eps = eps;
+    std::size_t hidden = layer.q.cols();
+    if (layer.k.cols() != hidden || layer.v.cols() != hidden || layer.gate.cols() != hidden ||
+        layer.up.cols() != hidden || layer.o.rows() != hidden || layer.down.rows() != hidden ||
+        layer.k.rows() != layer.v.rows() || layer.gate.rows() != layer.up.rows() ||
+        layer.o.cols() != layer.q.rows() || layer.down.cols() != layer.gate.rows())
+        throw std::invalid_argument("the weights do not make a layer");
+    return layer;
+}
+
+// addresses: x, cos, sin, slots, k cache, v cache, tables, context lengths, cu_seqlens.
+void run_layer(const Layer &layer, const std::vector<Address> &addresses, std::size_t tokens,
+               const std::vector<std::size_t> &sizes, float scale, const std::string &dtype,
+               const std::string &cache_dtype) {
+    if (addresses.size() != 9) throw std::invalid_argument("nine addresses are needed");
+    if (tokens == 0) return;
+    const Weight *all[] = {&layer.q, &layer.k, &layer.v, &layer.o, &layer.gate, &layer.up, &layer.down};
+    for (const Weight *weight : all) check_lanes(*weight);
+    LayerJob job{};
+    job.attention = attention_job(addresses[6], addresses[7], addresses[8], sizes, scale);
+    const AttentionJob &a = job.attention;
+    if (layer.q.rows() != a.heads * a.head_dim || layer.k.rows() != a.kv_heads * a.head_dim)
+        throw std::invalid_argument("the heads do not fit the weights");
+    job.tokens = tokens, job.dtype = dtype_of(dtype), job.x = pointer(addresses[0]);
+    job.cos = pointer<float>(addresses[1]), job.sin = pointer<float>(addresses[2]);
+    job.slots = pointer<std::int64_t>(addresses[3]);
+    job.k_cache = pointer(addresses[4]), job.v_cache = pointer(addresses[5]);
+    job.attention.k_cache = job.k_cache, job.attention.v_cache = job.v_cache;
+    job.attention.dtype = Dtype::float32, job.attention.cache_dtype = dtype_of(cache_dtype);
+    nb::gil_scoped_release release;
+    kernels().layer(layer, job);
+}
+
 void interleave(Address codes, Address out, std::size_t rows, std::size_t cols, int bits) {
-    if (cols % 32 || (bits != 4 && bits != 8))
+    if (cols % 32 || (bits != 4 && bits != 5 && bits != 8))
         throw std::invalid_argument("no such layout");
     if (rows == 0 || cols == 0) return;
     const std::uint8_t *from = pointer<std::uint8_t>(codes);
@@ -211,6 +259,7 @@ void interleave(Address codes, Address out, std::size_t rows, std::size_t cols, 
 
 NB_MODULE(_cpu, m) {
     active.store(supported().back());
+    nb::set_leak_warnings(false);  // a thread that still answers at exit holds weights: no leak
     m.doc() = "CPU kernels of qwenkit on raw pointers; see qwenkit/ops/cpu.py.";
     m.def("instruction_sets", &instruction_sets, "What can run here, from the plainest to the best.");
     m.def("instruction_set", [] { return std::string(kernels().name); }, "The one in use.");
@@ -243,6 +292,12 @@ NB_MODULE(_cpu, m) {
           nb::arg("addresses"));
     m.def("linear", &linear, nb::arg("weight"), nb::arg("x"), nb::arg("out"), nb::arg("rows"),
           nb::arg("dtype"), nb::arg("bias"), "x, out: of the dtype; bias: float32 or 0.");
+    nb::class_<Layer>(m, "Layer", "A decoder layer's addresses; its maker keeps the tensors alive.");
+    m.def("make_layer", &make_layer, nb::arg("weights"), nb::arg("biases"), nb::arg("norm1"),
+          nb::arg("norm2"), nb::arg("eps"), "weights: q, k, v, o, gate, up, down.");
+    m.def("run_layer", &run_layer, nb::arg("layer"), nb::arg("addresses"), nb::arg("tokens"),
+          nb::arg("sizes"), nb::arg("scale"), nb::arg("dtype"), nb::arg("cache_dtype"),
+          "addresses: x, cos, sin, slots, k and v cache, tables, context lengths, cu_seqlens.");
     m.def("interleave", &interleave, nb::arg("codes"), nb::arg("out"), nb::arg("rows"),
           nb::arg("cols"), nb::arg("bits"));
 }
