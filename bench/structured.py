@@ -10,6 +10,7 @@ a few seconds for a thousand, and it goes to corners where no model goes.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import collections
 import json
 import random
@@ -22,7 +23,7 @@ import jsonschema
 import numpy as np
 
 from qwenkit import LLM
-from qwenkit.errors import QwenkitError, RequestError
+from qwenkit.errors import EngineError, RequestError
 from qwenkit.io.hub import resolve
 from qwenkit.llm.files import read_files
 from qwenkit.llm.grammars import Grammars
@@ -256,32 +257,27 @@ def random_answers(count: int, seed: int) -> Iterator[tuple[Any, str | None, str
 
 
 def model_answers(count: int, seed: int) -> Iterator[tuple[Any, str | None, str]]:
-    """(schema, answer, how it ended), with tiny-instruct; 64 schemas at a time."""
+    """(schema, answer, how it ended), with tiny-instruct; 16 schemas at a time."""
     schemas, draw = Schemas(seed), random.Random(seed)
+
+    async def answer(llm: LLM, schema: Any) -> tuple[Any, str | None, str]:
+        options: dict[str, Any] = {"response_format": asked(schema), "seed": draw.getrandbits(30)}
+        try:
+            result = await llm.achat(
+                draw.choice(PROMPTS), max_tokens=160, temperature=1.0, **options
+            )
+        except RequestError as error:
+            return schema, None, f"refused: {error.message:.70}"
+        except EngineError as error:
+            return schema, None, f"error: {error}"
+        return schema, result.text, result.finish_reason
+
+    async def batch(llm: LLM, size: int) -> list[tuple[Any, str | None, str]]:
+        return await asyncio.gather(*(answer(llm, schemas.schema()) for _ in range(size)))
+
     with LLM("tiny-instruct") as llm:
-        while count > 0:
-            batch = []
-            for _ in range(min(count, 64)):
-                schema, prompt = schemas.schema(), draw.choice(PROMPTS)
-                options: dict[str, Any] = {
-                    "response_format": asked(schema),
-                    "seed": draw.getrandbits(30),
-                }
-                try:
-                    batch.append(
-                        (schema, llm.stream(prompt, max_tokens=160, temperature=1.0, **options))
-                    )
-                except RequestError as error:
-                    yield schema, None, f"refused: {error.message:.70}"
-            count -= 64
-            for schema, pieces in batch:
-                text, reason = "", "error"
-                try:
-                    for piece in pieces:
-                        text, reason = text + piece.text, piece.finish_reason or reason
-                except QwenkitError as error:
-                    reason = f"error: {error}"
-                yield schema, text, reason
+        for done in range(0, count, 16):  # more may not wait to be compiled
+            yield from asyncio.run(batch(llm, min(16, count - done)))
 
 
 def asked(schema: Any) -> dict[str, Any]:

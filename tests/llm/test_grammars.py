@@ -150,7 +150,7 @@ def test_a_process_that_died_meanwhile_is_replaced(made: Grammars) -> None:
 
 
 def test_the_cache_is_bounded_in_bytes(made: Grammars, monkeypatch: pytest.MonkeyPatch) -> None:
-    """300 here with a cap of 2 MiB; 10,000 with the real one in `bench/structured.py --cache`."""
+    """300 schemas with a cap of 2 MiB; 10,000 with the real one were run by hand (dev/LOG.md)."""
     monkeypatch.setattr(grammars, "CACHE_BYTES", 2 << 20)
     first = made.compile(asked(choice=["kept"]))
     for i in range(300):

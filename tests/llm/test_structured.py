@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -185,3 +188,13 @@ def test_a_dead_end_ends_one_request(llm: LLM, monkeypatch: pytest.MonkeyPatch) 
         llm.chat("a", choice=["x"])
     assert error.value.code == "grammar"
     assert llm.chat("a", max_tokens=20).text == expected
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [["--count", "48"], ["--count", "150", "--random"]])
+def test_answers_to_random_schemas_validate(options: list[str]) -> None:
+    """The short form of `bench/structured.py`, which draws 10,000 schemas."""
+    bench = Path(__file__).resolve().parents[2] / "bench" / "structured.py"
+    ran = subprocess.run([sys.executable, str(bench), *options], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert "0 bad of" in ran.stdout
