@@ -38,6 +38,7 @@ bench-fuzz: setup
 
 stress: setup
 	$(BIN)/python bench/stress_engine.py $(ARGS)
+	$(BIN)/python bench/structured.py
 
 tiny: setup
 	$(BIN)/qwenkit train tokenizer $(RECIPE)
