@@ -54,6 +54,7 @@ class Server:
     model: str
     flags: tuple[str, ...] = ()
     port: int = 0
+    command: list[str] | None = None
     process: subprocess.Popen[str] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -61,7 +62,7 @@ class Server:
         words += ["--served-model-name", "m", "--log-level", "warning", *self.flags]
         self.log = tempfile.TemporaryFile("w+")
         self.process = subprocess.Popen(
-            words,
+            self.command or words,
             stdout=subprocess.PIPE,
             stderr=self.log,
             text=True,
