@@ -60,7 +60,12 @@ def serve(
         timeout_keep_alive=int(max(options.keep_alive, 1)),
         timeout_graceful_shutdown=1,
     )
-    server = Server(config, app.state.service, ready)
+
+    def begun() -> None:
+        app.state.batches.resume()
+        ready()
+
+    server = Server(config, app.state.service, begun)
     llm.prepare_grammars()
     gc.collect()
     gc.freeze()  # the model's objects stay: looking through them again would stall every stream

@@ -7,6 +7,7 @@ connections and heads are the same for all, and are in `test_protocol.py`.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +20,7 @@ from qwenkit.llm import LLM
 MODEL = "tiny-instruct"
 ENTRIES, ABOVE = "array_above_max_length", "integer_above_max_value"
 SAY = {"role": "user", "content": "Hi"}
+FUNCTION = {"type": "function", "name": "f", "parameters": {"type": "object"}}
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
 
 
@@ -38,20 +40,37 @@ class Way:
         return {**self.body, self.prompt: changed}
 
 
-CHAT = {"any", "generates", "chat"}
+CHAT = {"any", "fits", "generates", "chat"}
+RESPONSE = {"any", "fits", "responds", "at once"}
 WAYS = {
     "chat": Way("/v1/chat/completions", {"model": MODEL, "messages": [SAY]}, CHAT),
     "chat stream": Way(
         "/v1/chat/completions", {"model": MODEL, "messages": [SAY], "stream": True}, CHAT
     ),
     "completion": Way(
-        "/v1/completions", {"model": MODEL, "prompt": "Hi"}, {"any", "generates", "raw"}, "prompt"
+        "/v1/completions",
+        {"model": MODEL, "prompt": "Hi"},
+        {"any", "fits", "generates", "raw"},
+        "prompt",
     ),
     "completion stream": Way(
         "/v1/completions",
         {"model": MODEL, "prompt": "Hi", "stream": True},
-        {"any", "generates", "raw"},
+        {"any", "fits", "generates", "raw"},
         "prompt",
+    ),
+    "embeddings": Way(
+        "/v1/embeddings", {"model": MODEL, "input": "Hi"}, {"any", "fits", "embeds"}, "input"
+    ),
+    "response": Way("/v1/responses", {"model": MODEL, "input": "Hi"}, RESPONSE, "input"),
+    "response stream": Way(
+        "/v1/responses", {"model": MODEL, "input": "Hi", "stream": True}, RESPONSE, "input"
+    ),
+    "response in the background": Way(
+        "/v1/responses",
+        {"model": MODEL, "input": "Hi", "background": True},
+        RESPONSE - {"at once"},
+        "input",
     ),
     "tokenize": Way("/tokenize", {"model": MODEL, "prompt": "Hi"}, {"any"}, "prompt"),
     "tokenize chat": Way("/tokenize", {"model": MODEL, "messages": [SAY]}, {"any", "messages"}),
@@ -121,12 +140,42 @@ UNCOMPUTED = {
     "metadata": Limit("chat", {"metadata": {str(i): "a" for i in range(17)}}, 400, ENTRIES),
     "prompts": Limit("raw", {"prompt": ["a"] * 129}, 400, ENTRIES),
     "prompts times n": Limit("raw", {"prompt": ["a"] * 100, "n": 2}, 400, ENTRIES),
+    "inputs": Limit("embeds", {"input": ["a"] * 2049}, 400, ENTRIES),
+    "tokens of all inputs": Limit("embeds", {"input": [[1] * 2048] * 147}, 400, ENTRIES),
+    "chars of all inputs": Limit("embeds", {"input": ["a" * 90_000] * 330}, 400, ENTRIES),
+    "dimensions": Limit("embeds", {"dimensions": 2**31}, 400, ABOVE),
+    "user of inputs": Limit("embeds", {"user": "a" * 513}, 400, "string_above_max_length"),
+    "output tokens": Limit("responds", {"max_output_tokens": 2**63}, 400, ABOVE),
+    "items": Limit("responds", {"input": [SAY] * 4097}, 400, ENTRIES),
+    "items at all": Limit("responds", {"input": [SAY] * 10_001}, 400, ENTRIES),
+    "functions": Limit("responds", {"tools": [FUNCTION] * 129}, 400, ENTRIES),
+    "top_logprobs": Limit("responds", {"top_logprobs": 21}, 400, ABOVE),
+    "keys": Limit("responds", {"metadata": {str(i): "a" for i in range(17)}}, 400, ENTRIES),
+    "user of a response": Limit("responds", {"user": "a" * 513}, 400, "string_above_max_length"),
+    "no such response": Limit(
+        "responds", {"previous_response_id": "resp_x"}, 400, "previous_response_not_found"
+    ),
 }
 PARTS = " & ".join(f"/(?s:.*)a.{{{i}}}b(?s:.*)/" for i in range(60))
 HOSTILE = {"guided_grammar": f"start: A\nA: {PARTS}"}
 """Holds the compiler up for minutes, if it may."""
 UNSTARTED = {
     "context": Limit("generates", {"max_tokens": 5000}, 400, "context_length_exceeded"),
+    "context of a response": Limit(
+        "at once", {"max_output_tokens": 5000}, 400, "context_length_exceeded"
+    ),
+    "context of an input": Limit("embeds", {"input": [1] * 2049}, 400, "context_length_exceeded"),
+    "dimensions of the model": Limit("embeds", {"dimensions": 60_000}, 400, "invalid_value"),
+    "schema of a response": Limit(
+        "at once",
+        {
+            "text": {
+                "format": {"type": "json_schema", "name": "a", "schema": {"enum": ["x" * 70_000]}}
+            }
+        },
+        400,
+        "invalid_json_schema",
+    ),
     "schema bytes": Limit(
         "generates", {"guided_json": {"enum": ["x" * 70_000]}}, 400, "invalid_value"
     ),
@@ -205,7 +254,7 @@ def test_a_limit_is_enforced_before_the_engine_hears_of_it(
     assert tiny.driver.engine.stats() == before
 
 
-@pytest.mark.parametrize("way", [way for way in WAYS if "generates" in WAYS[way].kinds])
+@pytest.mark.parametrize("way", [way for way in WAYS if "fits" in WAYS[way].kinds])
 def test_a_prompt_that_cannot_fit_is_not_even_tokenised(
     client_of: Callable[..., TestClient], tiny: LLM, way: str
 ) -> None:
@@ -236,6 +285,50 @@ def test_one_key_too_few_a_closed_door_and_no_room(
     assert refused.status_code == 503 and int(refused.headers["retry-after"]) >= 1
     assert refused.json()["error"]["code"] == "server_is_overloaded"
     assert full.get("/health").status_code == 200
+
+
+@pytest.mark.parametrize("way", ["chat", "completion", "embeddings", "response"])
+def test_the_lines_of_a_batch_have_the_same_limits(
+    client_of: Callable[..., TestClient], way: str
+) -> None:
+    """Every limit that is a change of the body, as a line; and none of them is computed."""
+    chosen = WAYS[way]
+    limits = {
+        name: limit
+        for name, limit in {**UNCOMPUTED, **UNSTARTED}.items()
+        if limit.kind in chosen.kinds
+        and isinstance(limit.change, dict)
+        and not limit.headers
+        and name != "chars of all inputs"  # a line can be 32 MiB, but need not be here
+    }
+    lines = [
+        {
+            "custom_id": name,
+            "method": "POST",
+            "url": chosen.path,
+            "body": {**chosen.body, **limit.change},  # type: ignore[dict-item]
+        }
+        for name, limit in limits.items()
+    ]
+    text = "\n".join(map(json.dumps, lines))
+    with client_of() as client:
+        form: Any = {"files": {"file": ("a", text)}, "data": {"purpose": "batch"}}
+        file = client.post("/v1/files", **form).json()["id"]
+        wish = {"input_file_id": file, "endpoint": chosen.path, "completion_window": "24h"}
+        url = "/v1/batches/" + client.post("/v1/batches", json=wish).json()["id"]
+        while (batch := client.get(url).json())["status"] != "completed":
+            time.sleep(0.02)
+        assert batch["request_counts"] == {
+            "total": len(limits),
+            "completed": 0,
+            "failed": len(limits),
+        }
+        found = client.get(f"/v1/files/{batch['error_file_id']}/content").text
+    for line, (name, limit) in zip(found.splitlines(), limits.items(), strict=True):
+        record = json.loads(line)
+        assert record["custom_id"] == name
+        told = (record["response"]["status_code"], record["error"]["code"])
+        assert told == (limit.status, limit.code), name
 
 
 @pytest.mark.parametrize("way", WAYS)
