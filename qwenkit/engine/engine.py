@@ -88,17 +88,15 @@ class Engine:
     ) -> None:
         config = model.config
         most = config.context_length
-        for name, value, limit in (
+        _check_options(
             ("num_blocks", num_blocks, None),
             ("kv_bytes", kv_bytes, None),
             ("block_size", block_size, 4096),
             ("max_batch_tokens", max_batch_tokens, None),
             ("max_sequences", max_sequences, max_batch_tokens),
             ("max_model_len", max_model_len, most),
-        ):
-            _check_option(name, value, limit)
-        if kv_dtype not in KV_DTYPES:
-            raise OptionError(f"kv_dtype is {kv_dtype!r}.", f"Use one of {', '.join(KV_DTYPES)}.")
+            kv_dtype=kv_dtype,
+        )
         dtype = torch.int8 if kv_dtype == "int8" else model.dtype
         self.model = model
         self.vocab_size = min(vocab_size or config.vocab_size, config.vocab_size)
@@ -113,28 +111,19 @@ class Engine:
             num_blocks = blocks_in(config, kv_bytes, block_size, dtype)
         pool = BlockPool(num_blocks, block_size)
         self.pace = Pace(max_batch_tokens)
+        sizes = {"max_batch_tokens": max_batch_tokens, "max_sequences": max_sequences}
         self.scheduler = Scheduler(
-            pool,
-            max_batch_tokens=max_batch_tokens,
-            max_sequences=max_sequences,
-            share_prefixes=prefix_cache,
-            prefill_limit=self.pace.limit,
+            pool, **sizes, share_prefixes=prefix_cache, prefill_limit=self.pace.limit
         )
         self.cache = KVCache(config, num_blocks, block_size, dtype=dtype, device=model.device)
         widest = min(num_blocks, pool.blocks_for(self.context_length))
-        self.runner = Runner(
-            model,
-            self.cache,
-            max_sequences=max_sequences,
-            max_blocks=widest,
-            invariant=deterministic,
-        )
+        limits = {"max_sequences": max_sequences, "max_blocks": widest}
+        self.runner = Runner(model, self.cache, invariant=deterministic, **limits)
         if deterministic:
             self.runner.probe()
         self.sampler = Sampler(self.vocab_size, model.device)
         self.speculation: Speculation | None = None
         if speculate is not None or draft_model is not None:
-            limits = {"max_sequences": max_sequences, "max_blocks": widest}
             self.speculation = make_speculation(model, draft_model, self.sampler, pool, **limits)
         self._requests: dict[str, Request] = {}
         self._aborted: list[RequestOutput] = []
@@ -306,6 +295,13 @@ def _output(request: Request, draws: list[Draw]) -> RequestOutput:
         request.num_drafted,
         request.num_accepted,
     )
+
+
+def _check_options(*numbers: tuple[str, int | None, int | None], kv_dtype: str) -> None:
+    for name, value, limit in numbers:
+        _check_option(name, value, limit)
+    if kv_dtype not in KV_DTYPES:
+        raise OptionError(f"kv_dtype is {kv_dtype!r}.", f"Use one of {', '.join(KV_DTYPES)}.")
 
 
 def _check_option(name: str, value: int | None, limit: int | None) -> None:

@@ -162,7 +162,7 @@ def test_speculation_remembers_nobody_who_has_ended(model: Qwen, drain: Drain) -
 def test_no_torch() -> None:
     code = (
         "import sys, types; pkg = types.ModuleType('qwenkit.engine'); "
-        "import qwenkit; pkg.__path__ = [qwenkit.__path__[0] + '/engine']; "
+        "import qwenkit; pkg.__path__ = [path + '/engine' for path in qwenkit.__path__]; "
         "sys.modules['qwenkit.engine'] = pkg; "
         "import qwenkit.engine.speculate; assert 'torch' not in sys.modules"
     )

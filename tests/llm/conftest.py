@@ -90,6 +90,7 @@ class Script:
     """
 
     device, dtype = torch.device("cpu"), torch.float32
+    fused = False
 
     def __init__(
         self, tokenizer: Tokenizer, reply: Callable[[str], str], delay: float = 0.0

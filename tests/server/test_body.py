@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import time
 
@@ -69,10 +70,15 @@ def test_parsing_takes_time_in_proportion() -> None:
     def spent(count: int) -> float:
         raw = b'{"a": [' + b'{"b": [1, "x"]},' * count + b"1]}"
         best = 1e9
-        for _ in range(3):
-            start = time.thread_time()
-            parse_json(raw, OPTIONS)
-            best = min(best, time.thread_time() - start)
+        gc.disable()  # its passes take longer the more objects other tests have left
+        try:
+            for _ in range(3):
+                start = time.thread_time()
+                parse_json(raw, OPTIONS)
+                best = min(best, time.thread_time() - start)
+        finally:
+            gc.enable()
         return best
 
-    assert spent(100_000) < 2.5 * spent(50_000) + 0.02
+    ratios = [spent(100_000) / spent(50_000) for _ in range(3)]
+    assert min(ratios) < 2.5, ratios
