@@ -17,19 +17,24 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import http.client
 import json
 import os
 import random
 import re
 import resource
 import signal
+import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
+from multiprocessing import get_context
+from multiprocessing.queues import Queue
+from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +54,7 @@ class Server:
     model: str
     flags: tuple[str, ...] = ()
     port: int = 0
+    command: list[str] | None = None
     process: subprocess.Popen[str] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -56,7 +62,7 @@ class Server:
         words += ["--served-model-name", "m", "--log-level", "warning", *self.flags]
         self.log = tempfile.TemporaryFile("w+")
         self.process = subprocess.Popen(
-            words,
+            self.command or words,
             stdout=subprocess.PIPE,
             stderr=self.log,
             text=True,
@@ -179,25 +185,63 @@ async def settled(port: int, seconds: float) -> float:
         await asyncio.sleep(0.02)
 
 
-@contextlib.asynccontextmanager
-async def watching_health(port: int) -> AsyncIterator[list[float]]:
-    """Asks /health twenty times a second, on one connection; the seconds that each answer took."""
-    times: list[float] = []
-
-    async def probe() -> None:
-        async with connected(port) as streams:
-            while True:
-                answer = await talk(streams, b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
-                assert answer.status == 200
-                times.append(answer.wait)
-                await asyncio.sleep(0.05)
-
-    task = asyncio.ensure_future(probe())
+@contextlib.contextmanager
+def beside(work: Callable[..., Any], *what: Any) -> Iterator[Queue[Any]]:
+    """Run `work(*what, out, stop)` in a process of its own, so that it is not slowed down by what
+    happens here; gives `out`.
+    """
+    context = get_context("spawn")
+    out, stop = context.Queue(), context.Event()
+    process = context.Process(target=work, args=(*what, out, stop), daemon=True)
+    process.start()
+    assert out.get(timeout=60) == "ready"
     try:
-        yield times
+        yield out
     finally:
-        assert not task.done(), task
-        task.cancel()
+        stop.set()
+        process.join(60)
+        assert process.exitcode == 0
+
+
+def probe_health(port: int, out: Queue[Any], stop: Event) -> None:
+    """Asks /health a hundred times a second, on one connection; puts the seconds of each answer."""
+    times: list[float] = []
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    out.put("ready")
+    while not stop.is_set():
+        began = time.monotonic()
+        connection.request("GET", "/health")
+        response = connection.getresponse()
+        assert response.read() and response.status == 200
+        times.append(time.monotonic() - began)
+        time.sleep(0.01)
+    connection.close()
+    out.put(times)
+
+
+def drip(port: int, count: int, out: Queue[Any], stop: Event) -> None:
+    """Holds `count` connections open by a byte every two seconds; closed ones are opened again."""
+    data, open_ones = request(), list[tuple[socket.socket, int]]()
+    told = False
+    while not stop.is_set():
+        while len(open_ones) < count:
+            open_ones.append((socket.create_connection(("127.0.0.1", port), timeout=30), 0))
+        if not told:
+            out.put("ready")
+            told = True
+        began, kept = time.monotonic(), list[tuple[socket.socket, int]]()
+        for number, (sock, at) in enumerate(open_ones):
+            try:
+                sock.sendall(data[at : at + 1])
+                kept.append((sock, at + 1))
+            except OSError:
+                sock.close()
+            ahead = began + 2 * number / count - time.monotonic()
+            if ahead > 0 and stop.wait(ahead):
+                break
+        open_ones = kept
+    for sock, _ in open_ones:
+        sock.close()
 
 
 def percentile(values: list[float], share: float) -> float:
@@ -212,10 +256,10 @@ async def streams(model: str, scale: float) -> None:
         await asyncio.gather(*(ask(server.port, request(max_tokens=8)) for _ in range(20)))
         await settled(server.port, 20)
         before, files = server.rss, server.files
-        async with watching_health(server.port) as health:
-            answers = await asyncio.gather(
-                *(ask(server.port, request(max_tokens=32)) for _ in range(count))
-            )
+        with beside(probe_health, server.port) as out:
+            data = request(max_tokens=400, ignore_eos=True)
+            answers = await asyncio.gather(*(ask(server.port, data) for _ in range(count)))
+        health = out.get(timeout=30)
         took = await settled(server.port, 20)
         good = [a for a in answers if a.status == 200]
         refused = [a for a in answers if a.status in (429, 503)]
@@ -225,7 +269,8 @@ async def streams(model: str, scale: float) -> None:
         slowest = max([a.wait for a in refused], default=0.0)
         p99 = percentile(health, 0.99)
         print(f"streams: {count} at once: {len(good)} finished, {len(refused)} refused")
-        print(f"  refused after at most {slowest:.2f} s; /health p99 {p99 * 1000:.0f} ms")
+        print(f"  refused after at most {slowest:.2f} s")
+        print(f"  /health p99 {p99 * 1000:.0f} ms, worst {max(health) * 1000:.0f} ms")
         print(f"  memory {before:.0f} → {server.rss:.0f} MiB, files {files} → {server.files}")
         print(f"  idle again after {took:.2f} s")
         assert slowest <= 1, "refusals within a second"
@@ -299,19 +344,6 @@ async def sigterms(model: str, scale: float) -> None:
     assert not endings.keys() - {"done", "error", "503"}, "a stream ended without a word"
 
 
-async def drip(port: int) -> None:
-    """Opens a request and never ends it; again and again."""
-    data = request()
-    while True:
-        with contextlib.suppress(OSError, asyncio.IncompleteReadError):
-            async with connected(port) as (reader, writer):
-                for at in range(len(data) - 1):
-                    writer.write(data[at : at + 1])
-                    await asyncio.sleep(0.5)
-                    if reader.at_eof() or writer.is_closing():
-                        break
-
-
 async def latencies(port: int, count: int) -> list[float]:
     """Seconds of `count` short requests, one after the other."""
     found = []
@@ -325,16 +357,12 @@ async def latencies(port: int, count: int) -> list[float]:
 
 async def loris(model: str, scale: float) -> None:
     count = max(int(500 * scale), 25)
-    server = Server(model, ("--header-timeout", "5", "--body-timeout", "5"))
+    server = Server(model)
     try:
         await latencies(server.port, 30)
-        alone = await latencies(server.port, max(int(400 * scale), 60))
-        tasks = [asyncio.ensure_future(drip(server.port)) for _ in range(count)]
-        await asyncio.sleep(3)
-        among = await latencies(server.port, max(int(1500 * scale), 60))
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        alone = await latencies(server.port, max(int(1500 * scale), 60))
+        with beside(drip, server.port, count):
+            among = await latencies(server.port, max(int(1500 * scale), 60))
         p99, before = percentile(among, 0.99), percentile(alone, 0.99)
         print(f"loris: {count} connections that drip")
         medians = [statistics.median(times) * 1000 for times in (alone, among)]

@@ -48,6 +48,14 @@ VERBS = (
     ),
     Verb("train sft", "train and measure", "Fine-tune a model on conversations."),
     Verb("eval", "train and measure", "Measure a model on held-out questions, write the report."),
+    Verb("bench decode", "train and measure", "Measure the decoding of one sequence."),
+    Verb("bench prefill", "train and measure", "Measure the reading of a prompt."),
+    Verb("bench batch", "train and measure", "Measure the decoding of many sequences at once."),
+    Verb(
+        "dev random-checkpoint",
+        "this installation",
+        "Write a model of a published shape with random weights.",
+    ),
     Verb(
         "doctor", "this installation", "Check machine and installation, and name what is missing."
     ),
@@ -59,10 +67,10 @@ VERBS = (
 
 def overview(only: str | None = None) -> str:
     """The text of `qwenkit --help`, `only`: verbs that start so."""
-    verbs = [verb for verb in VERBS if only is None or verb.words.startswith(only)]
-    width = max(len(verb.words) for verb in VERBS) + 4
-    usage = "VERB [MODEL] [options]" if only is None else f"{only} VERB [CONFIG.yaml] [options]"
-    lines = [f"usage: qwenkit {usage}"]
+    verbs = [verb for verb in VERBS if only is None or verb.words.startswith(f"{only} ")]
+    width = 19  # a longer verb has a line of its own
+    rest = {None: "VERB [MODEL]", "train": "train VERB [CONFIG.yaml]", "dev": "dev VERB"}
+    lines = [f"usage: qwenkit {rest.get(only, f'{only} VERB [MODEL]')} [options]"]
     if only is None:
         lines += [
             "",
@@ -75,7 +83,9 @@ def overview(only: str | None = None) -> str:
         if only is None and verb.group != group:
             group = verb.group
             lines += ["", f"{group}:"]
-        lines.append(f"  {verb.words:<{width}}{verb.summary}")
+        long = len(verb.words) > width - 2
+        lines += [f"  {verb.words}"] if long else []
+        lines.append(f"  {'' if long else verb.words:<{width}}{verb.summary}")
     lines += [
         "",
         "Each verb has `--help`. Every option can also be set in a YAML file (--config)",

@@ -5,6 +5,7 @@ A verb's function takes its options and returns an exit code.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,88 +17,61 @@ ALIASES = {"ls": "list"}
 
 
 def find(words: Sequence[str]) -> tuple[Verb | None, list[str]]:
-    """The verb and the rest; (None, []) asks for the list of `train`. Errors: OptionError."""
+    """The verb and the rest; (None, []) asks for the list of a group. Errors: OptionError."""
     table = {verb.words: verb for verb in VERBS}
+    groups = {name.partition(" ")[0] for name in table if " " in name}
     first = ALIASES.get(words[0], words[0])
-    if first == "train":
-        return _find_train(words, table)
+    if first in groups:
+        return _find_in(first, words[1:], table)
     if first == "config-schema" and list(words[1:2]) == ["train"] and len(words) > 2:
         return table[first], [" ".join(words[1:3]), *words[3:]]
     if first in table:
         return table[first], list(words[1:])
-    near = suggest(first, [*table, "train", "help"])
+    near = suggest(first, [*table, *groups, "help"])
     hint = f"Did you mean {near}?" if near else "See `qwenkit --help`."
     raise OptionError(f"{words[0]!r} is not a verb of qwenkit.", hint)
 
 
-def _find_train(words: Sequence[str], table: dict[str, Verb]) -> tuple[Verb | None, list[str]]:
-    if list(words[1:2]) in ([], ["-h"], ["--help"]):
+def _find_in(
+    group: str, words: Sequence[str], table: dict[str, Verb]
+) -> tuple[Verb | None, list[str]]:
+    """A verb of two words, the first of which is known."""
+    if list(words[:1]) in ([], ["-h"], ["--help"]):
         return None, []
-    found = table.get(f"train {words[1]}")
+    found = table.get(f"{group} {words[0]}")
     if found is not None:
-        return found, list(words[2:])
-    kinds = [name.removeprefix("train ") for name in table if name.startswith("train ")]
-    near = suggest(words[1], kinds)
+        return found, list(words[1:])
+    kinds = [name.removeprefix(f"{group} ") for name in table if name.startswith(f"{group} ")]
+    near = suggest(words[0], kinds)
     hint = f"Did you mean {near}?" if near else f"There are {', '.join(kinds)}."
-    raise OptionError(f"`qwenkit train {words[1]}` does not exist.", hint)
+    raise OptionError(f"`qwenkit {group} {words[0]}` does not exist.", hint)
+
+
+_WORK = {
+    "chat": ("chat", "chat"),
+    "run": ("run", "run"),
+    "serve": ("serve", "serve"),
+    "pull": ("models", "pull"),
+    "list": ("models", "show_list"),
+    "show": ("show", "show"),
+    "family": ("plan", "family"),
+    "plan": ("plan", "plan"),
+    "train tokenizer": ("train", "tokenizer"),
+    "train pretrain": ("train", "pretrain"),
+    "train sft": ("train", "sft"),
+    "eval": ("train", "evaluate"),
+    "bench decode": ("bench", "decode"),
+    "bench prefill": ("bench", "prefill"),
+    "bench batch": ("bench", "batch"),
+    "dev random-checkpoint": ("dev", "random_checkpoint"),
+    "doctor": ("doctor", "doctor"),
+    "config-schema": ("schema", "schema"),
+}
+"""Where the function of each verb is; nothing is imported before it is wanted."""
 
 
 def work(verb: Verb) -> Callable[[Any], int]:
     """The function of a verb."""
-    match verb.words:
-        case "chat":
-            from qwenkit.cli.chat import chat
-
-            return chat
-        case "run":
-            from qwenkit.cli.run import run
-
-            return run
-        case "serve":
-            from qwenkit.cli.serve import serve
-
-            return serve
-        case "pull":
-            from qwenkit.cli.models import pull
-
-            return pull
-        case "list":
-            from qwenkit.cli.models import show_list
-
-            return show_list
-        case "show":
-            from qwenkit.cli.show import show
-
-            return show
-        case "family":
-            from qwenkit.cli.plan import family
-
-            return family
-        case "plan":
-            from qwenkit.cli.plan import plan
-
-            return plan
-        case "train tokenizer":
-            from qwenkit.cli.train import tokenizer
-
-            return tokenizer
-        case "train pretrain":
-            from qwenkit.cli.train import pretrain
-
-            return pretrain
-        case "train sft":
-            from qwenkit.cli.train import sft
-
-            return sft
-        case "eval":
-            from qwenkit.cli.train import evaluate
-
-            return evaluate
-        case "doctor":
-            from qwenkit.cli.doctor import doctor
-
-            return doctor
-        case _:
-            from qwenkit.cli.schema import schema
-
-            return schema
+    module, name = _WORK[verb.words]
+    found: Callable[[Any], int] = getattr(importlib.import_module(f"qwenkit.cli.{module}"), name)
+    return found
