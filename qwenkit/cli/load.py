@@ -29,11 +29,14 @@ def load(options: LoadOptions, **engine: Any) -> LLM:
             offline=options.offline,
             progress=progress,
         )
+        draft = options.draft_model and find_model(
+            options.draft_model, source=options.source, offline=options.offline, progress=progress
+        )
     with status(f"loading {options.model}"):
-        return _load(options, path, engine)
+        return _load(options, path, draft or None, engine)
 
 
-def _load(options: LoadOptions, path: Path, engine: dict[str, Any]) -> LLM:
+def _load(options: LoadOptions, path: Path, draft: Path | None, engine: dict[str, Any]) -> LLM:
     import torch
 
     from qwenkit.llm import LLM
@@ -46,6 +49,8 @@ def _load(options: LoadOptions, path: Path, engine: dict[str, Any]) -> LLM:
         quantize=options.quantize,
         device=check_device(options.device),
         max_model_len=options.max_model_len,
+        draft_model=draft,
+        speculate=options.speculate,
         **engine,
     )
 

@@ -11,12 +11,12 @@ from types import FrameType
 from qwenkit.cli import load as loading
 from qwenkit.cli.output import say
 from qwenkit.options.serve import ServeOptions
-from qwenkit.server import run
+from qwenkit.server.listen import listen
 
 
 def serve(options: ServeOptions) -> int:
     """Serve `options.model`; the exit code."""
-    listener = run.listen(options)
+    listener = listen(options)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _leave)
     waiting = options.max_waiting
@@ -28,6 +28,8 @@ def serve(options: ServeOptions) -> int:
         max_waiting=4 * options.max_sequences if waiting is None else waiting,
         max_waiting_per_tenant=options.max_waiting_per_key,
     )
+    from qwenkit.server import run  # after the model, which is what takes torch's two seconds
+
     return run.serve(llm, options, listener, lambda: announce(options, listener))
 
 

@@ -91,7 +91,7 @@ class DecodeGraphs:
     def _capture(self, size: int, batch: Batch) -> tuple[StaticBatch, torch.cuda.CUDAGraph, Tensor]:
         static = StaticBatch(self._cache, size, self._max_blocks, self._model.device)
         static.fill(batch)
-        stream = torch.cuda.Stream()
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for _ in range(_WARM_UPS):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TypedDict
+from typing import Literal, TypedDict
 
 
 class EngineOptions(TypedDict, total=False):
@@ -14,3 +14,5 @@ class EngineOptions(TypedDict, total=False):
     max_sequences: int
     max_model_len: int | None
     prefix_cache: bool
+    deterministic: bool
+    speculate: Literal["lookup", "draft"] | None

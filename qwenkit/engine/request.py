@@ -176,6 +176,10 @@ class Request:
     """Whether it has ever been admitted; it may have been paused since."""
     num_matched: int = field(default=0, init=False)
     """Tokens of the output that the matcher has accepted."""
+    num_drafted: int = field(default=0, init=False)
+    """Draft tokens that were guessed for it and checked."""
+    num_accepted: int = field(default=0, init=False)
+    """Those of them that were right."""
     finish_reason: FinishReason | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
@@ -221,7 +225,8 @@ class RequestOutput:
 
     `new_ids` includes the stop id that ended it. `logprobs` has one entry for each new id if they
     were asked for. `error` is one line for finish_reason "error", `code` its kind. `num_cached` are
-    the tokens of the prompt that were found in the cache.
+    the tokens of the prompt that were found in the cache; `num_drafted` and `num_accepted` are the
+    draft tokens of the request so far, and those of them that were right.
     """
 
     id: str
@@ -231,6 +236,8 @@ class RequestOutput:
     error: str | None = None
     code: ErrorCode | None = None
     num_cached: int = 0
+    num_drafted: int = 0
+    num_accepted: int = 0
 
     @property
     def finished(self) -> bool:

@@ -7,16 +7,19 @@ grow with the tokens. Legend: N tokens, S sequences, M sampling rows, V vocab, T
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from qwenkit import ops
 from qwenkit.engine.graphs import make_graphs
 from qwenkit.engine.kv_cache import KVCache
-from qwenkit.engine.request import Request
-from qwenkit.engine.scheduler import Plan
+from qwenkit.engine.request import Request, SamplingParams
+from qwenkit.engine.scheduler import Plan, Span
 from qwenkit.model.batch import Batch, PagedKV
 from qwenkit.model.qwen import Qwen
 
@@ -26,12 +29,23 @@ Array = np.ndarray[Any, np.dtype[Any]]
 class Runner:
     """Owns the block tables; one row for each running request, from its first step to
     `release`, filled as the request gets blocks.
+
+    invariant: compute each request to the same bits whatever else is in the batch.
     """
 
-    def __init__(self, model: Qwen, cache: KVCache, *, max_sequences: int, max_blocks: int) -> None:
-        self.model, self.cache = model, cache
+    def __init__(
+        self,
+        model: Qwen,
+        cache: KVCache,
+        *,
+        max_sequences: int,
+        max_blocks: int,
+        invariant: bool = False,
+    ) -> None:
+        self.model, self.cache, self.invariant = model, cache, invariant
         self.device = model.device
         self._graphs = make_graphs(model, cache, max_sequences, max_blocks)
+        self._host = model.device.type == "cpu"
         self._tables = np.zeros((max_sequences, max_blocks), dtype=np.int32)
         self._filled = [0] * max_sequences
         self._rows: dict[str, int] = {}
@@ -39,22 +53,31 @@ class Runner:
 
     @torch.inference_mode()
     def forward(self, plan: Plan) -> Tensor:
-        """Store the plan's keys and values; logits (M, V) float32 of its sampling spans, in batch
-        order.
+        """Store the plan's keys and values; logits (M, V) float32 of its sampling spans in batch
+        order, a row for each draft token and one more.
         """
         batch = self._batch(plan)
-        ends, n = [], 0
+        ends: list[int] = []
+        n = 0
         for span in plan.spans:
             n += span.count
             if span.samples:
-                ends.append(n - 1)
+                ends += range(n - 1 - len(span.drafts), n)
         rows = None
         if len(ends) < n:
             rows = self._tensor(np.array(ends, dtype=np.int64))
         elif self._graphs is not None:
             return self._graphs.forward(batch)
-        logits: Tensor = self.model(batch, rows)
+        with ops.batch_invariant() if self.invariant else contextlib.nullcontext():
+            logits: Tensor = self.model(batch, rows)
         return logits
+
+    def probe(self) -> None:
+        """Compute one token into a block that nobody holds. Errors: what the ops have to say."""
+        request = Request("", [0], SamplingParams(max_tokens=1))
+        request.blocks = [0]
+        self.forward(Plan([Span(request, 0, 1, True)]))
+        self.release(request)
 
     def release(self, request: Request) -> None:
         """Forget a request that has ended or lost its blocks. Unknown ones (it never ran) are none
@@ -84,11 +107,12 @@ class Runner:
                 ids.append(tokens[span.start])
             else:
                 ids += tokens[span.start : span.start + span.count]
+                ids += span.drafts
         start = np.array([span.start for span in spans])  # (S)
         count = np.array([span.count for span in spans])
         row = np.array([self._row(span.request) for span in spans])
-        cu_seqlens = np.zeros(len(spans) + 1, dtype=np.int32)
-        np.cumsum(count, out=cu_seqlens[1:])
+        ends = itertools.accumulate((span.count for span in spans), initial=0)
+        cu_seqlens = np.fromiter(ends, np.int32, len(spans) + 1)
         positions, of = start, np.arange(len(spans))  # (N) each, `of`: which span
         if len(ids) > len(spans):
             of = of.repeat(count)
@@ -110,4 +134,5 @@ class Runner:
         return Batch(input_ids, three, self._tensor(cu_seqlens), kv, scaled)
 
     def _tensor(self, values: Array) -> Tensor:
-        return torch.from_numpy(values).to(self.device)
+        tensor = torch.from_numpy(values)
+        return tensor if self._host else tensor.to(self.device)

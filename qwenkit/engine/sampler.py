@@ -14,6 +14,7 @@ the other rows alone. Legend: M sampling rows, V vocab.
 from __future__ import annotations
 
 import hashlib
+import math
 import secrets
 import struct
 from collections.abc import Iterable, Sequence
@@ -81,6 +82,7 @@ class Sampler:
 
     def __init__(self, vocab_size: int, device: torch.device) -> None:
         self.vocab_size, self.device = vocab_size, device
+        self._host = device.type == "cpu"
         self._seeds: dict[str, int] = {}
         self._seen: dict[str, _Seen] = {}
 
@@ -88,6 +90,13 @@ class Sampler:
         """Drop the state of a request that has ended."""
         self._seeds.pop(request.id, None)
         self._seen.pop(request.id, None)
+
+    def rewind(self, request: Request) -> None:
+        """The request has lost tokens that were already looked at."""
+        self._seen.pop(request.id, None)
+        if request.matcher is not None and request.num_matched > request.num_output:
+            request.matcher.rollback(request.num_matched - request.num_output)
+            request.num_matched = request.num_output
 
     @torch.inference_mode()
     def sample(self, requests: Sequence[Request], logits: Tensor) -> list[Draw]:
@@ -100,19 +109,18 @@ class Sampler:
         self._adjust(requests, logits)
         unmatched = constrain(requests, logits)
         if all(r.params.greedy for r in requests):
-            chosen = ops.argmax(logits)  # nan counts as the largest, so a spoilt row shows
-            peak = logits.gather(-1, chosen[:, None])[:, 0]
+            tokens, peaks = ops.argmax(logits)  # nan counts as the largest: a spoilt row shows
         else:
-            peak, chosen = logits.amax(-1), ops.sample(logits, *self._draw_parameters(requests))
-        tokens = chosen.tolist()
+            peaks = logits.amax(-1).tolist()
+            tokens = ops.sample(logits, *self._draw_parameters(requests))
         draws = [
-            Draw(token) if good else Draw(None, error=NOT_FINITE, code="not_finite")
-            for token, good in zip(tokens, peak.isfinite().tolist(), strict=True)
+            Draw(token) if math.isfinite(peak) else Draw(None, error=NOT_FINITE, code="not_finite")
+            for token, peak in zip(tokens, peaks, strict=True)
         ]
         for i, error in unmatched.items():
             draws[i] = Draw(None, error=error, code="grammar")
         if logprobs is not None:
-            self._report(requests, reported, logprobs, chosen, draws)
+            self._report(requests, reported, logprobs, tokens, draws)
         return draws
 
     def _adjust(self, requests: Sequence[Request], logits: Tensor) -> None:
@@ -147,39 +155,42 @@ class Sampler:
             self._seen[request.id].catch_up(request.token_ids)
         seen = [self._seen[request.id] for _, request in penalised]
         sizes = [len(s.ids) for s in seen]
-
-        def spread(values: Iterable[float], dtype: torch.dtype = torch.float32) -> Tensor:
-            """One number for each entry, from one for each request."""
-            each = np.repeat(np.array(list(values)), sizes)
-            return torch.from_numpy(each).to(self.device, dtype)
-
         params = [request.params for _, request in penalised]
-        ids = torch.from_numpy(np.concatenate([s.ids for s in seen])).to(self.device)
-        counts = torch.from_numpy(np.concatenate([s.counts for s in seen])).to(self.device)
+
+        def spread(values: Iterable[float], dtype: type = np.float32) -> Array | Tensor:
+            """One number for each entry, from one for each request."""
+            return self._place(np.array(list(values), dtype=dtype).repeat(sizes))
+
+        x: Array | Tensor = logits.numpy() if self._host else logits
+        row = spread((i for i, _ in penalised), np.int64)
+        ids = self._place(np.concatenate([s.ids for s in seen]))
+        counts = self._place(np.concatenate([s.counts for s in seen]))
+        values = x[row, ids]
         repetition = spread(p.repetition_penalty for p in params)
-        at = (spread((i for i, _ in penalised), torch.int64), ids)
-        values = logits[at]
-        values = torch.where(values < 0, values * repetition, values / repetition)
+        values = (np if self._host else torch).where(
+            values < 0, values * repetition, values / repetition
+        )
         if any(p.frequency_penalty or p.presence_penalty for p in params):
             values -= spread(p.frequency_penalty for p in params) * counts
             values -= spread(p.presence_penalty for p in params) * (counts > 0)
-        logits[at] = values
+        x[row, ids] = values
 
-    def _draw_parameters(self, requests: Sequence[Request]) -> list[Tensor]:
+    def _place(self, values: Array) -> Array | Tensor:
+        """Where the logits are: small steps on the CPU are much cheaper in numpy than in torch."""
+        return values if self._host else torch.from_numpy(values).to(self.device)
+
+    def _draw_parameters(
+        self, requests: Sequence[Request]
+    ) -> tuple[list[float], list[int], list[float], list[float], list[float]]:
         """temperature, top_k, top_p, min_p, uniform: what `ops.sample` takes, each (M)."""
-        columns: list[list[float]] = [[], [], [], []]
-        top_k = []
-        for request in requests:
-            params = request.params
-            columns[0].append(0.0 if params.greedy else params.temperature)
-            columns[1].append(params.top_p)
-            columns[2].append(params.min_p)
-            columns[3].append(0.0 if params.greedy else self._uniform(request))
-            top_k.append(min(max(params.top_k, 0), self.vocab_size))
-        temperature, top_p, min_p, uniform = torch.tensor(columns, dtype=torch.float32).to(
-            self.device
+        params = [request.params for request in requests]
+        return (
+            [0.0 if p.greedy else p.temperature for p in params],
+            [min(max(p.top_k, 0), self.vocab_size) for p in params],
+            [p.top_p for p in params],
+            [p.min_p for p in params],
+            [0.0 if r.params.greedy else self._uniform(r) for r in requests],
         )
-        return [temperature, torch.tensor(top_k).to(self.device), top_p, min_p, uniform]
 
     def _uniform(self, request: Request) -> float:
         """The request's number for its next token."""
@@ -195,10 +206,10 @@ class Sampler:
         requests: Sequence[Request],
         reported: list[int],
         logprobs: Tensor,
-        chosen: Tensor,
+        tokens: list[int],
         draws: list[Draw],
     ) -> None:
-        own = logprobs.gather(-1, chosen[reported][:, None])[:, 0].tolist()
+        own = logprobs[range(len(reported)), [tokens[i] for i in reported]].tolist()
         most = min(max(requests[i].params.logprobs or 0 for i in reported), self.vocab_size)
         values, ids = logprobs.topk(most, -1)
         rows = zip(reported, own, values.tolist(), ids.tolist(), strict=True)

@@ -1,23 +1,24 @@
 """Which tokens the next forward computes. Plain Python, no torch: testable in microseconds.
 
 Each step is one ragged batch under a token budget. Sequences that decode come first (one token
-each); what is left of the budget, and no more than `prefill_limit` while somebody decodes, goes to
-prompts in chunks. So a long prompt never makes the others wait long. Half of it goes to the prompt
-that came first, the rest to those that are done soonest, so a short one need not wait for a long
-one and the long one still comes to its end.
+each); what is left of the budget, and no more than `prefill_limit` says while somebody decodes,
+goes to prompts in chunks. So a long prompt never makes the others wait long. Half of it goes to the
+prompt that came first, the rest to those that are done soonest, so a short one need not wait for a
+long one and the long one still comes to its end.
 
 A request is admitted when there are blocks for its prompt; it gets more as it grows. When none is
 left, the request that was admitted last is paused: its blocks are taken away and it is the first to
 go on later. Its tokens are computed again then (or found in the cache), so pausing changes nothing
 in what it says. Requests that begin alike share the blocks of that beginning, and a request whose
 next block is just being computed for another waits for it instead of computing it too.
-Not covered: draft tokens, priorities.
+Draft tokens are put into a finished plan (`qwenkit.engine.speculate`); they take what room is left,
+and `commit` keeps those that passed. Not covered: priorities.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from qwenkit.engine.blocks import BlockPool
@@ -31,14 +32,22 @@ MOST_PREFILLING = 8
 
 @dataclass(slots=True)
 class Span:
-    """`count` tokens of one request from position `start`. `samples`: its last row draws the next
-    token.
+    """`count` tokens of one request from position `start`, the last of them `drafts` that it does
+    not have yet. `samples`: its last row draws the next token, and each row before a draft token
+    draws what the draft should be. `passed`: how many drafts were right, once that is known.
     """
 
     request: Request
     start: int
     count: int
     samples: bool
+    drafts: list[int] = field(default_factory=list)
+    passed: int = 0
+
+    def drop_drafts(self) -> None:
+        """Guess nothing after all."""
+        self.count -= len(self.drafts)
+        self.drafts = []
 
 
 @dataclass(slots=True)
@@ -56,6 +65,12 @@ class Plan:
         return sum(span.count for span in self.spans)
 
     @property
+    def shape(self) -> tuple[int, int]:
+        """How many sequences decode, and how many tokens of prompts there are."""
+        decoding = sum(span.count == 1 and span.samples for span in self.spans)
+        return decoding, self.num_tokens - decoding
+
+    @property
     def sampling(self) -> list[Request]:
         """The requests that draw a token, in batch order."""
         return [span.request for span in self.spans if span.samples]
@@ -65,7 +80,7 @@ class Scheduler:
     """Waiting, running and paused requests over one block pool.
 
     `running` is in order of admission. `share_prefixes`: whether cached beginnings are used.
-    `prefill_limit`: tokens of prompts in a step in which somebody decodes; may change any time.
+    `prefill_limit(n)`: tokens of prompts in a step in which n sequences decode.
     """
 
     def __init__(
@@ -75,6 +90,7 @@ class Scheduler:
         max_batch_tokens: int,
         max_sequences: int,
         share_prefixes: bool = True,
+        prefill_limit: Callable[[int], int] | None = None,
     ) -> None:
         if not 1 <= max_sequences <= max_batch_tokens:
             raise ValueError(
@@ -85,7 +101,7 @@ class Scheduler:
         self.max_batch_tokens = max_batch_tokens
         self.max_sequences = max_sequences
         self.share_prefixes = share_prefixes
-        self.prefill_limit = max_batch_tokens
+        self.prefill_limit = prefill_limit or (lambda decoding: max_batch_tokens)
         self.waiting = FairQueue()
         self.running: list[Request] = []
         self.paused: deque[Request] = deque()
@@ -122,11 +138,22 @@ class Scheduler:
                 prefilling.append(request)
         budget = self.max_batch_tokens - len(plan.spans)
         if plan.spans:
-            budget = min(budget, self.prefill_limit)
+            budget = min(budget, self.prefill_limit(len(plan.spans)))
         if not plan.paused:
             self._admit(prefilling, budget)
         _divide(plan, prefilling, budget)
         return plan
+
+    def grow(self, request: Request, count: int) -> int:
+        """Room for up to `count` draft tokens behind the next token of a decoding request; less
+        when blocks are short, since nobody shall be paused for a guess.
+        """
+        size, needed = self.pool.block_size, request.num_computed + 1
+        missing = self.pool.blocks_for(needed + count) - len(request.blocks)
+        spare = self.pool.num_free - len(self.running)
+        if missing > 0 and spare > 0:
+            request.blocks += self.pool.allocate(min(missing, spare)) or []
+        return max(min(count, len(request.blocks) * size - needed), 0)
 
     def _make_room(self, plan: Plan) -> None:
         """A slot for the next token of everyone who decodes, the oldest first; the youngest pay."""
@@ -222,8 +249,8 @@ class Scheduler:
         return False
 
     def commit(self, plan: Plan, tokens: Sequence[int | None]) -> None:
-        """Book a computed plan. `tokens[i]` is what `plan.sampling[i]` drew; None ends it with
-        "error".
+        """Book a computed plan. `tokens[i]` is what `plan.sampling[i]` drew behind the draft tokens
+        that passed; None ends it with "error".
 
         A request that ends leaves the queues and gives its blocks back; its `finish_reason` says
         why.
@@ -237,13 +264,14 @@ class Scheduler:
             if span.samples and token is None:
                 self.finish(request, "error")
                 continue
-            request.num_computed = span.start + span.count
+            request.token_ids += span.drafts[: span.passed]
+            request.num_computed = span.start + span.count - len(span.drafts) + span.passed
             self._publish(request)
             if token is None:
                 continue
             request.token_ids.append(token)
-            self.num_drawn_tokens += 1
-            self.waiting.charge(request.tenant, 1)
+            self.num_drawn_tokens += 1 + span.passed
+            self.waiting.charge(request.tenant, 1 + span.passed)
             if token in request.params.stop_token_ids:
                 self.finish(request, "stop")
             elif request.num_output >= request.params.max_tokens:

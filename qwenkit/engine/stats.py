@@ -14,6 +14,7 @@ class Stats:
         later does not count.
     prompt_tokens: of the requests that were admitted. cached_tokens: those of them that were found
         in the cache. generation_tokens: drawn. preemptions: how often a request was paused.
+    draft_tokens: guessed and checked. accepted_tokens: those of them that were right.
     """
 
     running: int
@@ -23,3 +24,5 @@ class Stats:
     cached_tokens: int
     generation_tokens: int
     preemptions: int
+    draft_tokens: int = 0
+    accepted_tokens: int = 0

@@ -31,6 +31,7 @@ from qwenkit.engine import Driver, Engine, EngineOptions
 from qwenkit.errors import ConfigError, ContextLengthError, RequestError
 from qwenkit.io.hub import Progress
 from qwenkit.io.hub import resolve as resolve_ref
+from qwenkit.llm.draft import load_draft
 from qwenkit.llm.files import TemplateLoader, read_files
 from qwenkit.llm.grammars import Grammars
 from qwenkit.llm.job import Job, Query
@@ -61,6 +62,7 @@ class LLM:
         quantize: "int4" or "int8" packs the weights while loading.
         device: "cpu", "cuda" …; by default CUDA where there is a GPU.
         revision, source, offline, progress: as in `qwenkit.io.hub.resolve`.
+        draft_model: a smaller model of the family, to guess what this one then checks.
         max_waiting, max_waiting_per_tenant: requests that may wait for a place, of all and of one
             tenant; one more is a QueueFullError. By default there is no limit.
         engine_options: max_model_len, kv_bytes … as in `qwenkit.engine.Engine`.
@@ -83,16 +85,16 @@ class LLM:
         tokenizer: Tokenizer | None = None,
         template: ChatTemplate | None = None,
         generation: GenerationConfig | None = None,
+        draft_model: str | os.PathLike[str] | Qwen | None = None,
         max_waiting: int | None = None,
         max_waiting_per_tenant: int | None = None,
         **engine_options: Unpack[EngineOptions],
     ) -> None:
         self.path: Path | None = None
+        hub: Any = {"source": source, "offline": offline, "progress": progress}
         if isinstance(model, (str, os.PathLike)):
             self.name = os.fspath(model) + (f"@{revision}" if revision else "")
-            self.path = resolve_ref(
-                self.name if revision else model, source=source, offline=offline, progress=progress
-            )
+            self.path = resolve_ref(self.name if revision else model, **hub)
             files = read_files(self.path, tokenizer, generation)
             self.tokenizer, self.generation = files.tokenizer, files.generation
             load_template: TemplateLoader | None = files.load_template
@@ -110,7 +112,10 @@ class LLM:
         sequences = engine_options.setdefault("max_sequences", 32)
         if engine_options.setdefault("max_batch_tokens", 512) < sequences:
             engine_options["max_batch_tokens"] = sequences
-        engine = Engine(self.model, vocab_size=self.tokenizer.vocab_size, **engine_options)
+        how: Any = {"dtype": dtype, "quantize": quantize, "device": self.model.device}
+        draft = load_draft(draft_model, self.tokenizer, **how, **hub)
+        size = self.tokenizer.vocab_size
+        engine = Engine(self.model, vocab_size=size, draft_model=draft, **engine_options)
         text_side = (self.tokenizer, self.generation, template, load_template)
         self._queries = QueryMaker(engine, *text_side)
         self._driver = Driver(

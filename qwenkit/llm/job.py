@@ -50,11 +50,12 @@ class Writer:
 
     def __init__(self, index: int, tokenizer: Tokenizer, query: Query) -> None:
         self.index, self.ids, self.num_tokens = index, list[int](), 0
-        self.num_cached = 0
+        self.num_cached = self.num_drafted = self.num_accepted = 0
         self.finish_reason: FinishReason | None = None
         self.error: str | None = None
         self.code: str | None = None
         self._tokenizer = tokenizer
+        self._stops = bool(query.sampling.stop)
         self._stream = TextStream(tokenizer, query.sampling.stop)
         # Where nothing but calls can come, arguments go out while they come, and a call that is cut
         # off stays as far as it came. Everywhere else it would have to be taken back as text.
@@ -69,20 +70,24 @@ class Writer:
 
     def push(self, outputs: Iterable[RequestOutput]) -> list[StreamDelta]:
         """Take outputs of one request in order; after the end, more of them change nothing."""
-        ids, fresh, reason = list[int](), list[Logprob](), None
+        ids, fresh, reason, ends = list[int](), list[Logprob](), None, 0
         for output in outputs:
-            self.num_tokens += len(output.new_ids)
             reason, self.error, self.code = output.finish_reason, output.error, output.code
             self.num_cached = max(self.num_cached, output.num_cached)
-            kept = output.new_ids[:-1] if reason == "stop" else output.new_ids
+            self.num_drafted, self.num_accepted = output.num_drafted, output.num_accepted
+            ends = int(reason == "stop")
+            kept = output.new_ids[: len(output.new_ids) - ends]
             ids += kept
             fresh += [self._logprob(p) for p in (output.logprobs or [])[: len(kept)]]
+        text, count = self._text(ids)
+        if self._stream.stopped:  # what came behind the stop string in one step is not wanted
+            reason, ends = "stop", 0
+            del ids[count:], fresh[count:]
         self.ids += ids
+        self.num_tokens += len(ids) + ends
         if self._logprobs is not None:
             self._logprobs += fresh
-        deltas = self._read(self._stream.push(ids))
-        if self._stream.stopped:
-            reason = "stop"
+        deltas = self._read(text)
         if reason is not None:
             deltas += self._read(self._stream.finish())
             deltas += self._parser.finish() if self._parser else []
@@ -93,6 +98,16 @@ class Writer:
         if reason == "stop" and any(d.index is not None for d in self._deltas):
             self.finish_reason = "tool_calls"
         return self._news(deltas, tuple(fresh))
+
+    def _text(self, ids: list[int]) -> tuple[str, int]:
+        """The ids' text, up to a stop string, and how many of them it took."""
+        if not self._stops:
+            return self._stream.push(ids), len(ids)
+        text, count = "", 0
+        while count < len(ids) and not self._stream.stopped:
+            text += self._stream.push(ids[count : count + 1])
+            count += 1
+        return text, count
 
     def _read(self, text: str) -> list[Delta]:
         if self._parser:
@@ -214,5 +229,10 @@ class Job:
 
     def _usage(self, query: Query, writers: list[Writer]) -> Usage:
         """The choices share their prompt: cached is what not even the first one had to compute."""
-        drawn = sum(writer.num_tokens for writer in writers)
-        return Usage(len(query.ids), drawn, min(writer.num_cached for writer in writers))
+        return Usage(
+            len(query.ids),
+            sum(writer.num_tokens for writer in writers),
+            min(writer.num_cached for writer in writers),
+            sum(writer.num_drafted for writer in writers),
+            sum(writer.num_accepted for writer in writers),
+        )

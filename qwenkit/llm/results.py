@@ -13,12 +13,15 @@ FinishReason = Literal["stop", "length", "tool_calls", "abort", "error"]
 @dataclass(frozen=True)
 class Usage:
     """Tokens of one call. `completion_tokens` counts all choices, end tokens included;
-    `cached_tokens` are those of the prompt that did not have to be computed.
+    `cached_tokens` are those of the prompt that did not have to be computed; `draft_tokens` were
+    guessed, and `accepted_tokens` of them were right and are part of the completion.
     """
 
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int = 0
+    draft_tokens: int = 0
+    accepted_tokens: int = 0
 
     @property
     def total_tokens(self) -> int:

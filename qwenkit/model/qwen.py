@@ -96,9 +96,12 @@ class Qwen(nn.Module):
 
     def logits(self, x: Tensor) -> Tensor:
         """x (M, C) → (M, V) float32."""
-        if self.lm_head is None:
-            return ops.linear(x, self.model.embed_tokens.weight).float()
-        out: Tensor = self.lm_head(x)
+        head = self.lm_head
+        if head is None:
+            return ops.head(x, self.model.embed_tokens.weight)
+        if isinstance(head, Linear):
+            return ops.head(x, head.weight)
+        out: Tensor = head(x.float())
         return out.float()
 
     @property

@@ -6,6 +6,7 @@ B blocks of T slots in the paged cache. Sequences lie end to end (ragged), witho
 | op | in | out |
 |---|---|---|
 | `linear` | x (N, in), weight (out, in), bias (out) or None | (N, out) |
+| `head` | x (N, in), weight (out, in) | (N, out) float32 |
 | `qlinear` | x (N, in), packed (out, in), bias (out) or None | (N, out), like x |
 | `rms_norm` | x (…, C), weight (C), eps | like x; the mean of squares in float32 |
 | `swiglu` | gate (N, F), up (N, F) | silu(gate) · up |
@@ -14,8 +15,8 @@ B blocks of T slots in the paged cache. Sequences lie end to end (ragged), witho
 | `paged_attention` | q, two caches (B, T, K, D), block_tables, context_lens (S) | (N, H, D) |
 | `store_kv` | k and v (N, K, D), two caches, slots (N): block · T + offset | writes the caches |
 | `token_logprobs` | logits (N, V), targets (N) | (N) float32 |
-| `argmax` | logits (S, V) float32 | (S) int64; where there is a nan, its place |
-| `sample` | logits (S, V) float32; five rows of options (S) | (S) int64 token ids |
+| `argmax` | logits (S, V) float32 | S places, and the values there; nan counts as the largest |
+| `sample` | logits (S, V) float32; five lists of options (S) | S token ids, as a list |
 
 `paged_attention` also takes `cu_seqlens`, scale and window. Its queries are the last positions of
 their sequence: query i of a sequence with n queries stands at `context_lens - n + i`, and its keys
@@ -69,6 +70,7 @@ __all__ = [
     "batch_invariant",
     "dequantize",
     "gpu_backend",
+    "head",
     "linear",
     "make_layer",
     "native_bfloat16",
@@ -247,6 +249,14 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 _FEW_ROWS = {torch.bfloat16: 7, torch.float32: 16}
 
 
+def head(x: Tensor, weight: Tensor) -> Tensor:
+    """x · weightᵀ in float32, whatever the two are: logits rounded to bfloat16 would tie."""
+    few = x.dtype != torch.float32 or x.shape[0] <= _FEW_ROWS[x.dtype]
+    if _body(x, weight) is cpu and (few or _mode.invariant):
+        return cpu.linear(x.float(), weight)
+    return reference.linear(x, weight).float()
+
+
 def qlinear(x: Tensor, packed: Packed | KernelWeight, bias: Tensor | None = None) -> Tensor:
     """x · weightᵀ + bias of a packed weight."""
     body = _body(x, bias)
@@ -322,22 +332,27 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return out
 
 
-def argmax(logits: Tensor) -> Tensor:
-    """The place of each row's largest value."""
+def argmax(logits: Tensor) -> tuple[list[int], list[float]]:
+    """The place of each row's largest value, and that value."""
     if logits.device.type == "cpu" and backend() != "reference":
         return draw.argmax(logits)
-    return logits.argmax(-1)
+    peaks, places = logits.max(-1)  # nan counts as the largest
+    return places.tolist(), peaks.tolist()
 
 
 def sample(
     logits: Tensor,
-    temperature: Tensor,
-    top_k: Tensor,
-    top_p: Tensor,
-    min_p: Tensor,
-    uniform: Tensor,
-) -> Tensor:
+    temperature: Sequence[float],
+    top_k: Sequence[int],
+    top_p: Sequence[float],
+    min_p: Sequence[float],
+    uniform: Sequence[float],
+) -> list[int]:
     """One token for each row, by inverting the cumulative distribution at `uniform`."""
-    host = logits.device.type == "cpu" and backend() != "reference"
-    body = draw.sample if host else reference.sample
-    return body(logits, temperature, top_k, top_p, min_p, uniform)
+    if logits.device.type == "cpu" and backend() != "reference":
+        return draw.sample(logits, temperature, top_k, top_p, min_p, uniform)
+    given = torch.tensor((temperature, top_p, min_p, uniform), dtype=torch.float32)
+    heat, keep, floor, at = given.to(logits.device)
+    limits = torch.tensor(top_k, dtype=torch.int64).to(logits.device)
+    tokens: list[int] = reference.sample(logits, heat, limits, keep, floor, at).tolist()
+    return tokens

@@ -21,27 +21,30 @@ from torch import Tensor
 
 HEAD = 256
 STRIPES = 64
+WIDE = 1 << 15
+"""Under this a heap over the row (`torch.topk`) is faster than stripes."""
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
-def argmax(logits: Tensor) -> Tensor:
-    """(M, V) → (M) int64; the first of equals, and the first nan where there is one."""
-    return torch.tensor([int(row.argmax()) for row in logits.numpy()], dtype=torch.int64)
+def argmax(logits: Tensor) -> tuple[list[int], list[float]]:
+    """(M, V) → M places and the values there; the first of equals, and the first nan if any."""
+    rows = logits.numpy()
+    places = [int(row.argmax()) for row in rows]
+    return places, [float(row[place]) for row, place in zip(rows, places, strict=True)]
 
 
 def sample(
     logits: Tensor,
-    temperature: Tensor,
-    top_k: Tensor,
-    top_p: Tensor,
-    min_p: Tensor,
-    uniform: Tensor,
-) -> Tensor:
+    temperature: Sequence[float],
+    top_k: Sequence[int],
+    top_p: Sequence[float],
+    min_p: Sequence[float],
+    uniform: Sequence[float],
+) -> list[int]:
     """As `reference.sample`."""
-    options = zip(*(x.tolist() for x in (temperature, top_k, top_p, min_p, uniform)), strict=True)
+    options = zip(temperature, top_k, top_p, min_p, uniform, strict=True)
     with np.errstate(invalid="ignore"):  # a row that is not finite is the caller's to report
-        chosen = [_draw(row, *each) for row, each in zip(logits.numpy(), options, strict=True)]
-    return torch.tensor(chosen, dtype=torch.int64)
+        return [_draw(row, *each) for row, each in zip(logits.numpy(), options, strict=True)]
 
 
 def _draw(row: Array, heat: float, top_k: int, top_p: float, min_p: float, uniform: float) -> int:
@@ -65,21 +68,19 @@ def _draw(row: Array, heat: float, top_k: int, top_p: float, min_p: float, unifo
 def top(row: Array, count: int) -> Array:
     """The places (count) of a row's largest values, in falling order.
 
-    They lie in the `count` columns with the largest peaks when the row is cut into stripes that are
-    laid under each other; finding those is one pass.
+    In a wide row they lie in the `count` columns with the largest peaks when the row is cut into
+    stripes that are laid under each other; finding those is one pass.
     """
     width = len(row) // STRIPES
-    if 4 * count < width:
-        peaks = row[: width * STRIPES].reshape(STRIPES, width).max(0)
-        columns = np.argpartition(peaks, width - count)[width - count :]
-        inside = (columns + np.arange(0, width * STRIPES, width)[:, None]).ravel()
-        places = np.concatenate((inside, np.arange(width * STRIPES, len(row))))
-    else:
-        places = np.arange(len(row))
-    if count < len(places):
-        places = places[np.argpartition(row[places], len(places) - count)[len(places) - count :]]
-    places.sort()
-    found: Array = places[np.argsort(-row[places], kind="stable")]
+    if len(row) < WIDE or 4 * count >= width:
+        found: Array = torch.from_numpy(row).topk(count)[1].numpy()
+        return found
+    peaks = row[: width * STRIPES].reshape(STRIPES, width).max(0)
+    columns = np.argpartition(peaks, width - count)[width - count :]
+    inside = (columns + np.arange(0, width * STRIPES, width)[:, None]).ravel()
+    places = np.concatenate((inside, np.arange(width * STRIPES, len(row))))
+    places = places[np.argpartition(row[places], len(places) - count)[len(places) - count :]]
+    found = places[np.argsort(-row[places], kind="stable")]
     return found
 
 

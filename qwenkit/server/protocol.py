@@ -77,6 +77,9 @@ class Connection(HttpToolsProtocol):
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
+        if self.parser.get_http_version() not in ("1.0", "1.1"):
+            self._refusal = ApiError(400, "The server speaks HTTP/1.1 and 1.0.", close=True)
+            raise self._refusal
         names = [name for name, _ in self.headers]
         lengths = names.count(b"content-length")
         if lengths > 1 or (lengths and b"transfer-encoding" in names):

@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
-import ipaddress
 import logging
 import os
 import resource
@@ -23,57 +22,21 @@ from types import FrameType
 
 import uvicorn
 
-from qwenkit.errors import OptionError, QwenkitError
 from qwenkit.llm import LLM
 from qwenkit.options.serve import ServeOptions
 from qwenkit.server import logs
 from qwenkit.server.app import create_app
-from qwenkit.server.auth import Keys
 from qwenkit.server.errors import SERVER, ApiError, unavailable
+from qwenkit.server.listen import BACKLOG
 from qwenkit.server.protocol import bound
 from qwenkit.server.service import Service
 
-BACKLOG = 2048
 LAST_WORDS = 0.3
 """Seconds for the last events of requests that are ended."""
 FAREWELL = 1.5
 """Seconds after which the process ends, whatever hangs."""
 
 log = logging.getLogger("qwenkit.server")
-
-
-def listen(options: ServeOptions) -> socket.socket:
-    """Take the address, before the model is loaded.
-
-    Errors: OptionError for an open address without a key, and for unusable keys; QwenkitError when
-    the address cannot be had.
-    """
-    if not (Keys.of(options) or options.unprotected or _is_local(options.host)):
-        raise OptionError(
-            f"{options.host} can be reached by others, and there is no key.",
-            "Give --api-key-file, or --unprotected if everybody may use the model.",
-        )
-    try:
-        found = socket.getaddrinfo(options.host, options.port, type=socket.SOCK_STREAM)
-        family, kind, protocol, _, address = found[0]
-        listener = socket.socket(family, kind, protocol)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        listener.listen(BACKLOG)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise QwenkitError(
-            f"{options.host}:{options.port} cannot be listened on: {reason}.",
-            "Choose another --port or --host.",
-        ) from error
-    return listener
-
-
-def _is_local(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def serve(

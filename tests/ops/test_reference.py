@@ -87,7 +87,7 @@ def _sample(logits: torch.Tensor, uniform: torch.Tensor, **options: float) -> to
     s = len(logits)
     made = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, **options}
     rows = [torch.full((s,), made[key]) for key in ("temperature", "top_k", "top_p", "min_p")]
-    return ops.sample(logits, *rows, uniform)
+    return reference.sample(logits, *rows, uniform)
 
 
 def test_sample_greedy_is_argmax() -> None:

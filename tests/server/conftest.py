@@ -18,7 +18,7 @@ from starlette.testclient import TestClient
 
 from qwenkit.llm import LLM
 from qwenkit.options import ServeOptions, resolve
-from qwenkit.server import create_app
+from qwenkit.server.app import create_app
 
 KEY = "sk-test-0123456789"
 
@@ -116,9 +116,9 @@ class Live:
         return int(re.search(r"VmRSS:\s+(\d+) kB", text)[1]) * 1024  # type: ignore[index]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def live_of() -> Iterator[Callable[..., Live]]:
-    """`live_of(*flags, key=…)` starts a server; it is stopped behind the test."""
+    """`live_of(*flags, key=…)` starts a server; it is stopped behind the module's tests."""
     started: list[Live] = []
 
     def start(*flags: str, **more: Any) -> Live:
