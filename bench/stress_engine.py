@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import logging
 import random
 import sys
 import time
@@ -138,7 +139,7 @@ async def visit(llm: LLM, rng: random.Random) -> str:
 
 def disconnects(count: int, seed: int) -> None:
     rng, began = random.Random(seed), time.perf_counter()
-    llm = LLM("tiny-instruct", kv_bytes=2 << 20, max_sequences=12, max_batch_tokens=64)
+    llm = LLM("tiny-instruct", kv_bytes=1 << 20, max_sequences=12, max_batch_tokens=64)
     engine, question = llm.driver.engine, "What is 12 + 30?"
     before = llm.chat(question, temperature=0.0).text
 
@@ -161,7 +162,10 @@ def disconnects(count: int, seed: int) -> None:
     kinds = {end: ends.count(end) for end in sorted(set(ends))}
     paused = engine.stats().preemptions
     llm.close()
-    print(f"{count} visits in {time.perf_counter() - began:.0f} s, {paused} pauses: {kinds}")
+    print(
+        f"{count} visits in {time.perf_counter() - began:.0f} s, {paused} pauses: {kinds}",
+        flush=True,
+    )
 
 
 # Pauses
@@ -204,7 +208,10 @@ def preemptions(count: int, seed: int) -> None:
         check(found[0] == found[1], f"pauses changed an output (seed {seed}, pause {paused})")
         paused += narrow.stats().preemptions
         compared += 10
-    print(f"{paused} pauses in {time.perf_counter() - began:.0f} s, {compared} outputs unchanged")
+    print(
+        f"{paused} pauses in {time.perf_counter() - began:.0f} s, {compared} outputs unchanged",
+        flush=True,
+    )
 
 
 # Poison
@@ -300,6 +307,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
+    logging.getLogger("qwenkit.engine").setLevel(logging.CRITICAL)  # failures are what is asked for
     if options.disconnects:
         disconnects(options.disconnects, options.seed)
     torch.set_num_threads(1)  # toy matrices are slower on two

@@ -61,7 +61,7 @@ def _dispatch(words: list[str]) -> int:
 
     verb, rest = find(words)
     if verb is None:
-        print(overview("train"))
+        print(overview(words[0]))
         return 0
     cls = verb.options
     parsed = parse(cls, rest, prog=f"qwenkit {verb.words}")

@@ -82,7 +82,7 @@ def _usage(cls: type[Options], prog: str) -> str:
 
 def takes_recipe(cls: type[Options]) -> bool:
     """Whether the verb reads its options file as a positional argument (the training verbs do)."""
-    return cls.verb in ("tokenizer", "pretrain", "sft")
+    return cls.group == "train"
 
 
 def _add(group: Any, cls: type[Options], name: str) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from qwenkit.cli.output import download_bars, status
 from qwenkit.errors import OptionError
 from qwenkit.io.hub import resolve as find_model
-from qwenkit.options import LoadOptions
+from qwenkit.options import LoadOptions, ModelOptions
 
 if TYPE_CHECKING:
     from qwenkit.llm import LLM
@@ -22,18 +22,23 @@ def load(options: LoadOptions, **engine: Any) -> LLM:
 
     Errors: HubError and its kin before torch is imported; then LLM's own.
     """
+    path = find(options)
+    draft = find(options, options.draft_model) if options.draft_model else None
+    with status(f"loading {options.model}"):
+        return _load(options, path, draft, engine)
+
+
+def find(options: ModelOptions, name: str | None = None) -> Path:
+    """The folder or file of the model (or of the one named), fetched if need be. Errors: HubError
+    and its kin.
+    """
     with download_bars() as progress:
-        path = find_model(
-            options.model,
+        return find_model(
+            name or options.model,
             source=options.source,
             offline=options.offline,
             progress=progress,
         )
-        draft = options.draft_model and find_model(
-            options.draft_model, source=options.source, offline=options.offline, progress=progress
-        )
-    with status(f"loading {options.model}"):
-        return _load(options, path, draft or None, engine)
 
 
 def _load(options: LoadOptions, path: Path, draft: Path | None, engine: dict[str, Any]) -> LLM:

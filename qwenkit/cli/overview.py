@@ -48,6 +48,14 @@ VERBS = (
     ),
     Verb("train sft", "train and measure", "Fine-tune a model on conversations."),
     Verb("eval", "train and measure", "Measure a model on held-out questions, write the report."),
+    Verb("bench decode", "train and measure", "Measure the decoding of one sequence."),
+    Verb("bench prefill", "train and measure", "Measure the reading of a prompt."),
+    Verb("bench batch", "train and measure", "Measure the decoding of many sequences at once."),
+    Verb(
+        "dev random-checkpoint",
+        "this installation",
+        "Write a model of a published shape with random weights.",
+    ),
     Verb(
         "doctor", "this installation", "Check machine and installation, and name what is missing."
     ),
@@ -59,10 +67,10 @@ VERBS = (
 
 def overview(only: str | None = None) -> str:
     """The text of `qwenkit --help`, `only`: verbs that start so."""
-    verbs = [verb for verb in VERBS if only is None or verb.words.startswith(only)]
+    verbs = [verb for verb in VERBS if only is None or verb.words.startswith(f"{only} ")]
     width = max(len(verb.words) for verb in VERBS) + 4
-    usage = "VERB [MODEL] [options]" if only is None else f"{only} VERB [CONFIG.yaml] [options]"
-    lines = [f"usage: qwenkit {usage}"]
+    rest = {None: "VERB [MODEL]", "train": "train VERB [CONFIG.yaml]", "dev": "dev VERB"}
+    lines = [f"usage: qwenkit {rest.get(only, f'{only} VERB [MODEL]')} [options]"]
     if only is None:
         lines += [
             "",

@@ -16,30 +16,34 @@ ALIASES = {"ls": "list"}
 
 
 def find(words: Sequence[str]) -> tuple[Verb | None, list[str]]:
-    """The verb and the rest; (None, []) asks for the list of `train`. Errors: OptionError."""
+    """The verb and the rest; (None, []) asks for the list of a group. Errors: OptionError."""
     table = {verb.words: verb for verb in VERBS}
+    groups = {name.partition(" ")[0] for name in table if " " in name}
     first = ALIASES.get(words[0], words[0])
-    if first == "train":
-        return _find_train(words, table)
+    if first in groups:
+        return _find_in(first, words[1:], table)
     if first == "config-schema" and list(words[1:2]) == ["train"] and len(words) > 2:
         return table[first], [" ".join(words[1:3]), *words[3:]]
     if first in table:
         return table[first], list(words[1:])
-    near = suggest(first, [*table, "train", "help"])
+    near = suggest(first, [*table, *groups, "help"])
     hint = f"Did you mean {near}?" if near else "See `qwenkit --help`."
     raise OptionError(f"{words[0]!r} is not a verb of qwenkit.", hint)
 
 
-def _find_train(words: Sequence[str], table: dict[str, Verb]) -> tuple[Verb | None, list[str]]:
-    if list(words[1:2]) in ([], ["-h"], ["--help"]):
+def _find_in(
+    group: str, words: Sequence[str], table: dict[str, Verb]
+) -> tuple[Verb | None, list[str]]:
+    """A verb of two words, the first of which is known."""
+    if list(words[:1]) in ([], ["-h"], ["--help"]):
         return None, []
-    found = table.get(f"train {words[1]}")
+    found = table.get(f"{group} {words[0]}")
     if found is not None:
-        return found, list(words[2:])
-    kinds = [name.removeprefix("train ") for name in table if name.startswith("train ")]
-    near = suggest(words[1], kinds)
+        return found, list(words[1:])
+    kinds = [name.removeprefix(f"{group} ") for name in table if name.startswith(f"{group} ")]
+    near = suggest(words[0], kinds)
     hint = f"Did you mean {near}?" if near else f"There are {', '.join(kinds)}."
-    raise OptionError(f"`qwenkit train {words[1]}` does not exist.", hint)
+    raise OptionError(f"`qwenkit {group} {words[0]}` does not exist.", hint)
 
 
 def work(verb: Verb) -> Callable[[Any], int]:
@@ -93,6 +97,22 @@ def work(verb: Verb) -> Callable[[Any], int]:
             from qwenkit.cli.train import evaluate
 
             return evaluate
+        case "bench decode":
+            from qwenkit.cli.bench import decode
+
+            return decode
+        case "bench prefill":
+            from qwenkit.cli.bench import prefill
+
+            return prefill
+        case "bench batch":
+            from qwenkit.cli.bench import batch
+
+            return batch
+        case "dev random-checkpoint":
+            from qwenkit.cli.dev import random_checkpoint
+
+            return random_checkpoint
         case "doctor":
             from qwenkit.cli.doctor import doctor
 

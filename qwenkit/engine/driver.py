@@ -3,8 +3,8 @@
 `submit` checks requests in the caller's thread (a bad one raises there, and one too many), queues
 them, and from then on the thread calls `sink(output)` for each output. A sink must be quick and
 must not block: put into a queue and return. The thread starts with the first request, sleeps when
-there is nothing to do, and ends with `close`. `busy_seconds` and `healthy` tell a watchdog whether
-it hangs or has died.
+there is nothing to do, and ends with `close`. Other work on the same model (`lend`) takes turns
+with the steps. `busy_seconds` and `healthy` tell a watchdog whether it hangs or has died.
 """
 
 from __future__ import annotations
@@ -14,7 +14,10 @@ import math
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
+from typing import Any
 
 import torch
 
@@ -51,6 +54,7 @@ class Driver:
         self._unwanted: list[str] = []
         self._open: dict[int, Request] = {}  # by id(): everything that has not ended
         self._sinks: dict[str, tuple[Request, Sink]] = {}
+        self._lent: deque[tuple[Generator[None, None, Any], Future[Any]]] = deque()
         self._ends: deque[float] = deque(maxlen=64)
         self._thread: threading.Thread | None = None
         self._closed = self._died = False
@@ -75,18 +79,40 @@ class Driver:
         for request in requests:
             self.engine.check(request)
         with self._wake:
-            if self._closed or self._died:
-                code = "closed" if self._closed else "failed"
-                raise EngineError(CLOSED if self._closed else DIED, "Make a new LLM.", code=code)
+            self._check_alive()
             self._check_room(requests)
             self._arrived += [(request, sink) for request in requests]
             self._open.update((id(request), request) for request in requests)
-            if self._thread is None or not self._thread.is_alive():  # in a forked child it is gone
-                self._thread = threading.Thread(
-                    target=self._run, name="qwenkit-engine", daemon=True
-                )
-                self._thread.start()
-            self._wake.notify()
+            self._start()
+
+    def lend(self, work: Generator[None, None, Any]) -> Future[Any]:
+        """Run other work with the model on the engine's thread, where nothing races with it: one
+        piece (as far as its next `yield`) between two steps, pieces of several works in turn. The
+        future has what it returns or raises; cancelling the future ends the work within one piece.
+
+        Errors: QueueFullError beyond `max_waiting` works, EngineError once it is closed or has
+        died.
+        """
+        future: Future[Any] = Future()
+        with self._wake:
+            self._check_alive()
+            if self.max_waiting is not None and len(self._lent) > self.max_waiting:
+                raise QueueFullError(self.max_waiting, self._retry_after())
+            self._lent.append((work, future))
+            self._start()
+        return future
+
+    def _check_alive(self) -> None:
+        if self._closed or self._died:
+            code: ErrorCode = "closed" if self._closed else "failed"
+            raise EngineError(CLOSED if self._closed else DIED, "Make a new LLM.", code=code)
+
+    def _start(self) -> None:
+        """Have the thread run and look. The lock is held."""
+        if self._thread is None or not self._thread.is_alive():  # in a forked child it is gone
+            self._thread = threading.Thread(target=self._run, name="qwenkit-engine", daemon=True)
+            self._thread.start()
+        self._wake.notify()
 
     def _check_room(self, requests: Sequence[Request]) -> None:
         beyond = len(self._open) + len(requests) - self.engine.scheduler.max_sequences
@@ -136,6 +162,8 @@ class Driver:
             while self._take():
                 for output in self._step():
                     self._deliver(output)
+                if self._lent:
+                    self._lend_turn()
             self._end_all("abort", CLOSED, "closed")
         except BaseException as error:  # a bug; nobody shall wait for ever
             _log.exception("the engine's thread has died")
@@ -148,7 +176,13 @@ class Driver:
     def _take(self) -> bool:
         """Wait for work and hand what has come to the engine; False once it is closed."""
         with self._wake:
-            while not (self._closed or self._arrived or self._unwanted or self.engine.has_work):
+            while not (
+                self._closed
+                or self._arrived
+                or self._unwanted
+                or self._lent
+                or self.engine.has_work
+            ):
                 self._wake.wait()
             if self._closed:
                 return False
@@ -182,9 +216,35 @@ class Driver:
         finally:
             self._step_began = None
 
+    def _lend_turn(self) -> None:
+        """One piece of the first lent work; then it goes to the end of the row."""
+        work, future = self._lent.popleft()
+        if future.cancelled():
+            work.close()
+            return
+        self._step_began = time.monotonic()
+        try:
+            next(work)
+        except StopIteration as end:
+            with suppress(InvalidStateError):  # cancelled just now
+                future.set_result(end.value)
+        except Exception as error:  # its own fault, and nobody else's
+            with suppress(InvalidStateError):
+                future.set_exception(error)
+        else:
+            with self._wake:
+                self._lent.append((work, future))
+        finally:
+            self._step_began = None
+
     def _end_all(self, reason: FinishReason, text: str, code: ErrorCode) -> None:
         with self._wake:
             arrived, self._arrived = self._arrived, []
+            lent, self._lent = self._lent, deque()
+        for work, future in lent:
+            work.close()
+            with suppress(InvalidStateError):
+                future.set_exception(EngineError(text, code=code))
         known = [*self._sinks.values(), *arrived]
         self._sinks.clear()
         for request, sink in known:

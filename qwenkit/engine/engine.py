@@ -36,6 +36,7 @@ from qwenkit.engine.verify import verify
 from qwenkit.errors import ContextLengthError, OptionError, RequestError
 from qwenkit.model.qwen import Qwen
 
+KV_DTYPES = ("auto", "int8")
 LATE = "The request was still waiting when its deadline passed; nothing was computed."
 
 _log = logging.getLogger("qwenkit.engine")
@@ -50,6 +51,9 @@ class Engine:
             `max_sequences` full contexts, within a quarter of the free memory and 4 GiB (CUDA:
             within 80 % of the free memory).
         block_size: tokens of a cache block.
+        kv_dtype: "auto" keeps the model's dtype; "int8" takes half of bfloat16's memory, with a
+            scale for each token and head. It is slower on the CPU (no C++ kernel reads it), and
+            not to be had with `deterministic`.
         max_batch_tokens: tokens of one forward; longer prompts are computed in chunks.
         max_sequences: sequences that run at once; more wait.
         max_model_len: longest prompt + max_tokens; by default and at most what config.json allows.
@@ -72,6 +76,7 @@ class Engine:
         num_blocks: int | None = None,
         kv_bytes: int | None = None,
         block_size: int = 16,
+        kv_dtype: str = "auto",
         max_batch_tokens: int = 512,
         max_sequences: int = 32,
         max_model_len: int | None = None,
@@ -92,6 +97,9 @@ class Engine:
             ("max_model_len", max_model_len, most),
         ):
             _check_option(name, value, limit)
+        if kv_dtype not in KV_DTYPES:
+            raise OptionError(f"kv_dtype is {kv_dtype!r}.", f"Use one of {', '.join(KV_DTYPES)}.")
+        dtype = torch.int8 if kv_dtype == "int8" else model.dtype
         self.model = model
         self.vocab_size = min(vocab_size or config.vocab_size, config.vocab_size)
         check_speculation(speculate, draft_model, self.vocab_size)
@@ -99,10 +107,10 @@ class Engine:
         if num_blocks is None:
             if kv_bytes is None:
                 tokens = max_sequences * -(-self.context_length // block_size) * block_size
-                kv_bytes = default_kv_bytes(config, tokens, model.dtype, model.device)
+                kv_bytes = default_kv_bytes(config, tokens, dtype, model.device)
             if draft_model is not None:
                 kv_bytes = int(kv_bytes * own_share(model, draft_model))
-            num_blocks = blocks_in(config, kv_bytes, block_size, model.dtype)
+            num_blocks = blocks_in(config, kv_bytes, block_size, dtype)
         pool = BlockPool(num_blocks, block_size)
         self.pace = Pace(max_batch_tokens)
         self.scheduler = Scheduler(
@@ -112,7 +120,7 @@ class Engine:
             share_prefixes=prefix_cache,
             prefill_limit=self.pace.limit,
         )
-        self.cache = KVCache(config, num_blocks, block_size, dtype=model.dtype, device=model.device)
+        self.cache = KVCache(config, num_blocks, block_size, dtype=dtype, device=model.device)
         widest = min(num_blocks, pool.blocks_for(self.context_length))
         self.runner = Runner(
             model,

@@ -117,4 +117,6 @@ def make_graphs(
     """The graphs of a model that they are for, else None."""
     if model.device.type != "cuda" or ops.gpu_backend() != "triton" or model.config.num_experts:
         return None
+    if not cache.k[0].is_floating_point():  # no kernel of Triton reads int8
+        return None
     return DecodeGraphs(model, cache, max_sequences, max_blocks)

@@ -10,6 +10,7 @@ class EngineOptions(TypedDict, total=False):
 
     kv_bytes: int | None
     block_size: int
+    kv_dtype: str
     max_batch_tokens: int
     max_sequences: int
     max_model_len: int | None

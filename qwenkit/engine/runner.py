@@ -44,7 +44,9 @@ class Runner:
     ) -> None:
         self.model, self.cache, self.invariant = model, cache, invariant
         self.device = model.device
-        self._graphs = make_graphs(model, cache, max_sequences, max_blocks)
+        self._graphs = None
+        if not invariant:  # whether the ops can keep that is theirs to say, at every step
+            self._graphs = make_graphs(model, cache, max_sequences, max_blocks)
         self._host = model.device.type == "cpu"
         self._tables = np.zeros((max_sequences, max_blocks), dtype=np.int32)
         self._filled = [0] * max_sequences

@@ -67,8 +67,13 @@ class Plan:
     @property
     def shape(self) -> tuple[int, int]:
         """How many sequences decode, and how many tokens of prompts there are."""
-        decoding = sum(span.count == 1 and span.samples for span in self.spans)
-        return decoding, self.num_tokens - decoding
+        decoding = prompts = 0
+        for span in self.spans:
+            if span.samples and span.count == 1 + len(span.drafts):
+                decoding += 1
+            else:
+                prompts += span.count
+        return decoding, prompts
 
     @property
     def sampling(self) -> list[Request]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -54,9 +54,14 @@ def save_sharded(
     directory: str | os.PathLike[str],
     max_shard_bytes: int,
     metadata: Mapping[str, str] | None = None,
+    *,
+    make: Callable[[str], Tensor] | None = None,
 ) -> list[Path]:
     """Write a checkpoint as shards of at most `max_shard_bytes` data bytes each, and their index;
     return the files.
+
+    With `make`, `tensors` need only have shapes and dtypes (they may be on the meta device), and
+    each tensor is made when its shard is written: no more than a shard is in memory.
 
     Tensors keep the mapping's order; one larger than the bound has a shard of its own; all in one
     shard gives a plain `model.safetensors`. All shards are on the disk before the first takes its
@@ -67,8 +72,12 @@ def save_sharded(
         raise CheckpointError(f"max_shard_bytes is {max_shard_bytes}.", "Use a positive number.")
     directory = Path(directory)
     groups = _group(tensors, max_shard_bytes)
+
+    def data(keys: Iterable[str]) -> dict[str, Tensor]:
+        return {key: make(key) if make else tensors[key] for key in keys}
+
     if len(groups) == 1:
-        save_file(tensors, directory / WEIGHTS_NAME, metadata)
+        save_file(data(tensors), directory / WEIGHTS_NAME, metadata)
         _remove_old(directory, {WEIGHTS_NAME})
         return [directory / WEIGHTS_NAME]
     names = [f"model-{i:05d}-of-{len(groups):05d}.safetensors" for i in range(1, len(groups) + 1)]
@@ -82,7 +91,7 @@ def save_sharded(
     try:
         try:
             for path, keys in zip(staged, groups, strict=True):
-                save_file({key: tensors[key] for key in keys}, path, metadata)
+                save_file(data(keys), path, metadata)
             _remove_old(directory, set(names))
             for path, name in zip(staged, names, strict=True):
                 os.replace(path, directory / name)

@@ -1,5 +1,6 @@
 """The front door: `LLM`, and what it gives back."""
 
+from qwenkit.llm.embed import Embeddings, Pooling
 from qwenkit.llm.front import LLM
 from qwenkit.llm.results import (
     ChatResult,
@@ -17,8 +18,10 @@ __all__ = [
     "ChatResult",
     "Choice",
     "Completion",
+    "Embeddings",
     "LLM",
     "Logprob",
+    "Pooling",
     "Sampling",
     "StreamDelta",
     "Timing",

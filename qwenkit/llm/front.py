@@ -28,17 +28,18 @@ from torch import Tensor
 
 from qwenkit.config import GenerationConfig
 from qwenkit.engine import Driver, Engine, EngineOptions
-from qwenkit.errors import ConfigError, ContextLengthError, RequestError
+from qwenkit.errors import ConfigError, RequestError
 from qwenkit.io.hub import Progress
 from qwenkit.io.hub import resolve as resolve_ref
 from qwenkit.llm.draft import load_draft
-from qwenkit.llm.files import TemplateLoader, read_files
+from qwenkit.llm.embed import Embedder, Embeddings, Pooling
+from qwenkit.llm.files import TemplateLoader, check_vocabulary, read_files
 from qwenkit.llm.grammars import Grammars
 from qwenkit.llm.job import Job, Query
 from qwenkit.llm.queries import Messages, QueryMaker, Tools, as_prompts
 from qwenkit.llm.results import ChatResult, Completion, StreamDelta
 from qwenkit.llm.run import arun, run
-from qwenkit.model.batch import Batch
+from qwenkit.llm.score import logits_of
 from qwenkit.model.load import load_model
 from qwenkit.model.qwen import Qwen
 from qwenkit.model.transforms import prepare
@@ -108,7 +109,7 @@ class LLM:
             self.generation = generation or GenerationConfig(model.config.eos_token_ids)
             load_template = None
         self.config = self.model.config
-        self._check_vocabulary()
+        check_vocabulary(self.name, self.tokenizer, self.generation, self.config.vocab_size)
         sequences = engine_options.setdefault("max_sequences", 32)
         if engine_options.setdefault("max_batch_tokens", 512) < sequences:
             engine_options["max_batch_tokens"] = sequences
@@ -121,6 +122,7 @@ class LLM:
         self._driver = Driver(
             engine, max_waiting=max_waiting, max_waiting_per_tenant=max_waiting_per_tenant
         )
+        self._embedder = Embedder(self._driver, self.tokenizer)
         self._grammars = Grammars(self.tokenizer, self._queries.end_ids)
         self._names = itertools.count()
         # Runs when the object goes, and at the interpreter's exit.
@@ -190,20 +192,7 @@ class LLM:
 
         Errors: RequestError for no ids or ids out of range, ContextLengthError.
         """
-        ids = list(token_ids)
-        if not ids or not all(type(i) is int and 0 <= i < self.config.vocab_size for i in ids):
-            raise RequestError(
-                f"token_ids must be at least one integer from 0 to {self.config.vocab_size - 1}.",
-                param="token_ids",
-            )
-        if len(ids) > self.config.context_length:
-            raise ContextLengthError(len(ids), 0, self.config.context_length, param="token_ids")
-        batch = Batch.from_sequences([ids], self.model.device)
-        if self.config.yarn and len(ids) > self.config.original_context_length:
-            batch.scaled = torch.ones(len(ids), dtype=torch.bool, device=self.model.device)
-        with torch.no_grad():
-            logits: Tensor = self.model(batch)
-        return logits
+        return logits_of(self.model, list(token_ids))
 
     # Chat
 
@@ -344,6 +333,37 @@ class LLM:
                 yield delta
         job.raise_errors()
 
+    # Vectors
+
+    def embed(
+        self,
+        inputs: Sequence[str | Sequence[int]],
+        *,
+        pooling: Pooling = "last",
+        dimensions: int | None = None,
+    ) -> Embeddings:
+        """Vectors of texts or id lists, as `qwenkit.llm.embed` makes them. Errors: RequestError,
+        ContextLengthError, QueueFullError, EngineError.
+        """
+        self._embedder.check(pooling, dimensions)
+        ids = self._embedder.ids(inputs, None)
+        return self._embedder.start(ids, pooling, dimensions).result()
+
+    async def aembed(
+        self,
+        inputs: Sequence[str | Sequence[int]],
+        *,
+        pooling: Pooling = "last",
+        dimensions: int | None = None,
+        max_tokens: int | None = None,
+    ) -> Embeddings:
+        """`embed` for coroutines; cancelling it ends the work. `max_tokens`: of all inputs
+        together.
+        """
+        self._embedder.check(pooling, dimensions)
+        ids = await asyncio.to_thread(self._embedder.ids, inputs, max_tokens)
+        return await asyncio.wrap_future(self._embedder.start(ids, pooling, dimensions))
+
     # The way to the engine
 
     async def _prepared(self, make: Callable[..., Query], *what: Any) -> Query:
@@ -373,21 +393,6 @@ class LLM:
                 pass
         job.raise_errors()
         return job.results(kind)
-
-    def _check_vocabulary(self) -> None:
-        """The tokenizer and the end ids must fit the model's rows."""
-        size, rows = self.tokenizer.vocab_size, self.config.vocab_size
-        if size > rows:
-            raise ConfigError(
-                f"{self.name}: the tokenizer has {size} tokens, the model only {rows} rows.",
-                "They are not of the same checkpoint; fetch it again.",
-            )
-        wild = [i for i in self.generation.eos_token_ids if i >= size]
-        if wild:
-            raise ConfigError(
-                f"{self.name}: eos_token_id {wild[0]} is not a token; there are {size}.",
-                "Mend generation_config.json or config.json.",
-            )
 
 
 def _close(driver: Driver, grammars: Grammars) -> None:

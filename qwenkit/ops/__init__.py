@@ -18,6 +18,9 @@ B blocks of T slots in the paged cache. Sequences lie end to end (ragged), witho
 | `argmax` | logits (S, V) float32 | S places, and the values there; nan counts as the largest |
 | `sample` | logits (S, V) float32; five lists of options (S) | S token ids, as a list |
 
+A cache (B, T, K, D) has any floating dtype, or it is int8 and (B, T, K, D + 4): D codes and the
+four bytes of their float32 scale, for each token and head (`reference.pack_rows`).
+
 `paged_attention` also takes `cu_seqlens`, scale and window. Its queries are the last positions of
 their sequence: query i of a sequence with n queries stands at `context_lens - n + i`, and its keys
 are already stored. A window of w lets a query see itself and the w − 1 tokens before it. `sample`
@@ -68,6 +71,7 @@ __all__ = [
     "attention",
     "backend",
     "batch_invariant",
+    "cache_width",
     "dequantize",
     "gpu_backend",
     "head",
@@ -216,6 +220,11 @@ def prepack(packed: Packed) -> Packed | KernelWeight:
     return repack(packed) or packed
 
 
+def cache_width(head_dim: int, dtype: torch.dtype) -> int:
+    """Entries of a cache of this dtype for one token and head."""
+    return head_dim + 4 if dtype == torch.int8 else head_dim
+
+
 def make_layer(
     weights: Sequence[KernelWeight | Tensor],
     biases: Sequence[Tensor | None],
@@ -238,7 +247,7 @@ def dequantize(packed: Packed | KernelWeight) -> Tensor:
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x · weightᵀ + bias."""
-    if weight.dtype == x.dtype and _body(x, weight, bias) is cpu:
+    if (weight.dtype == x.dtype or _mode.invariant) and _body(x, weight, bias) is cpu:
         # Many rows are left to PyTorch's libraries where those are faster.
         library = weight.dtype == torch.float32 or native_bfloat16(x.device)
         if _mode.invariant or not library or x.shape[0] <= _FEW_ROWS[weight.dtype]:

@@ -72,6 +72,8 @@ class Options(BaseModel):
     )
     verb: ClassVar[str]
     """The verb, and the name of its section in a YAML file that serves several verbs."""
+    group: ClassVar[str] = ""
+    """The word before the verb on the command line, if there is one: `train` before `sft`."""
 
     _origins: dict[str, str] = PrivateAttr(default_factory=dict)
 
@@ -228,7 +230,7 @@ def _expected(problem: Any) -> str:
 
 
 def _spoken(cls: type[Options]) -> str:
-    return f"train {cls.verb}" if cls.verb in ("tokenizer", "pretrain", "sft") else cls.verb
+    return f"{cls.group} {cls.verb}".strip()
 
 
 def _see_help(cls: type[Options]) -> str:

@@ -42,6 +42,14 @@ class ServeOptions(LoadOptions):
         "a Host header that is answered without a key besides localhost; may be repeated",
         metavar="NAME",
     )
+    pooling: Literal["last", "mean"] = opt(
+        "last", "what an embedding is made of: the last token's state, or the mean of all"
+    )
+    data_dir: str | None = opt(
+        None,
+        "folder for files and batches, which then outlive the server; by default they go with it",
+        metavar="FOLDER",
+    )
     lora_root: str | None = opt(
         None, "folder below which adapters may be loaded while running", metavar="FOLDER"
     )
@@ -55,7 +63,6 @@ class ServeOptions(LoadOptions):
     log_level: Literal["debug", "info", "warning", "error"] = opt(
         "info", "least severe line that is written", group="logging"
     )
-    log_content: bool = opt(False, "also log prompts and answers", group="logging")
 
     max_sequences: int = opt(
         32,
@@ -110,6 +117,30 @@ class ServeOptions(LoadOptions):
     )
     max_choices: int = opt(8, "largest n", ge=1, le=128, group="limits")
     max_prompts: int = opt(128, "most prompts of one completion request", ge=1, group="limits")
+    max_inputs: int = opt(
+        2048, "most inputs of one embeddings request", ge=1, le=2048, group="limits"
+    )
+    max_embedding_tokens: int = opt(
+        300_000, "most tokens of one embeddings request", ge=1, group="limits"
+    )
+    max_stored: int = opt(
+        1000, "most responses of one key that are kept", ge=1, le=1_000_000, group="limits"
+    )
+    max_stored_bytes: int = opt(
+        64 * MIB, "most bytes of the responses of one key that are kept", ge=1024, group="limits"
+    )
+    max_background: int = opt(
+        32, "most responses of one key that run in the background", ge=1, group="limits"
+    )
+    max_file_bytes: int = opt(100 * MIB, "largest file to upload", ge=1024, group="limits")
+    max_files: int = opt(1000, "most files of one key", ge=1, group="limits")
+    max_files_bytes: int = opt(
+        1024 * MIB, "most bytes of all files of one key", ge=1024, group="limits"
+    )
+    max_batch_lines: int = opt(50_000, "most requests of one batch", ge=1, group="limits")
+    batch_concurrency: int = opt(
+        8, "requests of batches that run at once", ge=1, le=4096, group="limits"
+    )
     max_stop: int = opt(4, "most stop strings", ge=1, le=16, group="limits")
     max_stop_chars: int = opt(256, "longest stop string", ge=1, le=1024, group="limits")
     max_tools: int = opt(128, "most tools of a request", ge=1, le=128, group="limits")

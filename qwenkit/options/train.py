@@ -23,6 +23,7 @@ _DATA_HELP = (
 class TrainOptions(Options):
     """What pretrain and sft share."""
 
+    group: ClassVar[str] = "train"
     output_dir: str = opt(..., "folder for checkpoints, logs and the finished model", metavar="DIR")
     data: list[str] = opt(..., _DATA_HELP, min_length=1, metavar="SOURCE", group="data")
     data_tokens: int | None = opt(
@@ -164,6 +165,7 @@ class TokenizerOptions(Options):
     """Train a tokenizer of the family's kind (byte-level BPE)."""
 
     verb: ClassVar[str] = "tokenizer"
+    group: ClassVar[str] = "train"
     output_dir: str = opt(..., "folder for the tokenizer's files", metavar="DIR")
     data: list[str] = opt(..., _DATA_HELP, min_length=1, metavar="SOURCE")
     vocab_size: int = opt(

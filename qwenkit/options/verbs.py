@@ -229,6 +229,55 @@ class PlanOptions(Options):
     as_json: bool = opt(False, "print one JSON object", alias="json")
 
 
+class BenchOptions(ModelOptions):
+    """What the measurements of speed share."""
+
+    group: ClassVar[str] = "bench"
+    threads: int | None = opt(
+        None, "CPU threads; all cores if not given", ge=1, le=1024, group="loading"
+    )
+    seconds: float = opt(2.0, "measure for at least so long", gt=0, le=600)
+    as_json: bool = opt(False, "print one JSON object", alias="json")
+
+
+class DecodeOptions(BenchOptions):
+    """Measure the decoding of one sequence."""
+
+    verb: ClassVar[str] = "decode"
+    context_tokens: int = opt(128, "tokens that stand before the measured ones", ge=1)
+
+
+class PrefillOptions(BenchOptions):
+    """Measure the reading of a prompt."""
+
+    verb: ClassVar[str] = "prefill"
+    prompt_tokens: int = opt(512, "tokens of the prompt", ge=1)
+
+
+class BatchOptions(BenchOptions):
+    """Measure the decoding of many sequences at once."""
+
+    verb: ClassVar[str] = "batch"
+    sequences: int = opt(16, "sequences at once", ge=1, le=512)
+    context_tokens: int = opt(128, "tokens that stand before the measured ones", ge=1)
+
+
+class RandomCheckpointOptions(Options):
+    """Write a model of a published shape with random weights."""
+
+    verb: ClassVar[str] = "random-checkpoint"
+    group: ClassVar[str] = "dev"
+    size: str = opt(
+        ..., "0.5B, 1.5B, 3B … 72B, or a name in `qwenkit family`", positional=True, metavar="SIZE"
+    )
+    output_dir: str = opt(..., "folder to write", positional=True, metavar="DIR")
+    seed: int = opt(0, "same seed, same weights", ge=0, lt=2**63)
+    dtype: Literal["bfloat16", "float16", "float32"] = opt("bfloat16", "type of the weights")
+    tokenizer: str = opt(
+        DEFAULT_MODEL, "folder or embedded model whose tokenizer to copy", metavar="MODEL"
+    )
+
+
 class DoctorOptions(Options):
     """Check machine and installation, and name what is missing."""
 

@@ -19,6 +19,7 @@ from qwenkit.server.document import document
 from qwenkit.server.errors import ApiError
 from qwenkit.server.gate import Gate, tell
 from qwenkit.server.openai import ROUTERS
+from qwenkit.server.openai.batches import Batches
 from qwenkit.server.service import Ended, Service
 
 
@@ -45,6 +46,7 @@ def create_app(llm: LLM, options: ServeOptions) -> App:
         redirect_slashes=False,
     )
     app.state.service = Service(llm, options)
+    app.state.batches = Batches(app.state.service)
     for router in (health.router, *ROUTERS):
         app.router.routes.extend(router.routes)  # one flat table, which tests walk
     kinds = (ApiError, QwenkitError, HTTPException, RequestValidationError, Ended, ClientDisconnect)

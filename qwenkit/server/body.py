@@ -97,7 +97,7 @@ def _too_deep(options: ServeOptions) -> ApiError:
 def _tidy(value: Any, options: ServeOptions, *, surrogates: bool) -> Any:
     """Check the depth and replace lone surrogates, without recursion."""
     level: list[Any] = [value]
-    for _ in range(options.max_json_depth + 1):
+    for _ in range(options.max_json_depth):
         deeper: list[Any] = []
         for box in level:
             if surrogates:

@@ -11,6 +11,8 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from qwenkit.server.gate import PUBLIC
+
 _BODIES: dict[str, type[BaseModel]] = {}
 
 
@@ -73,4 +75,7 @@ def document(app: FastAPI) -> dict[str, Any]:
     parts.setdefault("schemas", {}).update(bodies.get("$defs", {}))
     parts["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
     found["security"] = [{"key": []}]
+    for path in PUBLIC:
+        for operation in found["paths"][path].values():
+            operation["security"] = []
     return found

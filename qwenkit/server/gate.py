@@ -88,9 +88,12 @@ class Gate:
         service.rates.take(call.caller.tenant, "requests", 1)
         if self._working > self._room:
             raise overloaded("All places are taken, those to wait as well.", 2)
+        most = service.options.max_body_bytes
+        if path == "/v1/files":  # goes to the disk, not into memory
+            most = service.options.max_file_bytes
         for name, value in headers:
-            if name == b"content-length" and int(value) > service.options.max_body_bytes:
-                raise too_large(service.options)
+            if name == b"content-length" and int(value) > most:
+                raise too_large(most)
             if name == b"content-encoding" and value.strip().lower() != b"identity":
                 text = "Compressed bodies are not taken; send it without Content-Encoding."
                 raise ApiError(415, text, code="unsupported_media_type", close=True)

@@ -31,6 +31,8 @@ from qwenkit.server.listen import BACKLOG
 from qwenkit.server.protocol import bound
 from qwenkit.server.service import Service
 
+AT_ONCE = 32
+"""Connections that are taken before others get their turn again."""
 LAST_WORDS = 0.3
 """Seconds for the last events of requests that are ended."""
 FAREWELL = 1.5
@@ -54,11 +56,16 @@ def serve(
         log_config=None,
         access_log=False,
         server_header=False,
-        backlog=BACKLOG,
+        backlog=AT_ONCE,
         timeout_keep_alive=int(max(options.keep_alive, 1)),
         timeout_graceful_shutdown=1,
     )
-    server = Server(config, app.state.service, ready)
+
+    def begun() -> None:
+        app.state.batches.resume()
+        ready()
+
+    server = Server(config, app.state.service, begun)
     llm.prepare_grammars()
     gc.collect()
     gc.freeze()  # the model's objects stay: looking through them again would stall every stream
@@ -90,6 +97,8 @@ class Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
+        for listener in sockets or ():
+            listener.listen(BACKLOG)  # asyncio has set it to the number that it takes at once
         self._ready()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:

@@ -16,9 +16,11 @@ from starlette.types import Receive
 from qwenkit.llm import LLM
 from qwenkit.options.serve import ServeOptions
 from qwenkit.server.auth import Caller, Keys
+from qwenkit.server.data import DataFolder, Objects
 from qwenkit.server.errors import ApiError, overloaded, unavailable
 from qwenkit.server.metrics import Metrics
 from qwenkit.server.rates import Rates
+from qwenkit.server.stored import StoredResponses
 
 R = TypeVar("R")
 CALL = "qwenkit.call"
@@ -94,7 +96,7 @@ class Ticket:
         self.size += count
         service.received += count
         if self.size > options.max_body_bytes:
-            raise too_large(options)
+            raise too_large(options.max_body_bytes)
         if service.received > options.max_bodies_bytes:
             error = overloaded("Too many large requests are being received.", 2)
             error.close = True
@@ -112,6 +114,12 @@ class Service:
         self.metrics = Metrics(llm, self.names[0])
         self.created = int(time.time())
         self.calls: set[Call] = set()
+        self.tasks: set[asyncio.Future[None]] = set()
+        """What goes on when its request has ended."""
+        data = DataFolder(options.data_dir)
+        self.files = Objects(data, "files", "file")
+        self.batches = Objects(data, "batches", "batch")
+        self.responses = StoredResponses(options.max_stored, options.max_stored_bytes)
         self.received = 0
         self.draining = False
 
@@ -168,12 +176,15 @@ class Service:
 
         Errors: ApiError 400.
         """
-        size, longest = sum(map(len, texts)), self._longest_token
-        least = size // (3 * longest)
+        least = self.least_tokens(sum(map(len, texts)))
         if least > self.llm.context_length:
             text = f"The context holds {self.llm.context_length} tokens, but the prompt has at "
             text += f"least {least}. Shorten the prompt."
             raise ApiError(400, text, param=param, code="context_length_exceeded")
+
+    def least_tokens(self, chars: int) -> int:
+        """How many tokens a text of so many characters has at least."""
+        return chars // (3 * self._longest_token)
 
     @cached_property
     def _longest_token(self) -> int:
@@ -186,11 +197,11 @@ class Service:
             call.end(error)
 
 
-def too_large(options: ServeOptions) -> ApiError:
+def too_large(most: int) -> ApiError:
     """413."""
     return ApiError(
         413,
-        f"The body is larger than {options.max_body_bytes} bytes.",
+        f"The body is larger than {most} bytes.",
         code="request_too_large",
         close=True,
     )

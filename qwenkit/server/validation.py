@@ -37,11 +37,11 @@ _TYPES = {
 
 
 def explain(error: ValidationError, body: Any) -> ApiError:
-    """The first complaint; of the branches of a union, the one that got furthest."""
+    """The first complaint; of the branches of a union, that of the one that got furthest."""
     problems = error.errors(include_url=False)
     first = problems[0]
     same = [p for p in problems if p["loc"][:1] == first["loc"][:1]]
-    chosen = max(same, key=lambda problem: len(_path(problem, body)))
+    chosen = max(same, key=lambda p: (len(_path(p, body)), p["type"] not in _TYPES))
     path = _spell(_path(chosen, body))
     kind, context, value = chosen["type"], chosen.get("ctx", {}), chosen.get("input")
     if kind == "missing":

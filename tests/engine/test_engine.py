@@ -13,7 +13,10 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from qwenkit.engine import Engine, Request, RequestOutput, SamplingParams
 from qwenkit.errors import ContextLengthError, OptionError, OutOfMemoryError, RequestError
+from qwenkit.io.hub import ASSETS
+from qwenkit.model.load import load_model
 from qwenkit.model.qwen import Qwen
+from qwenkit.prompt.tokenizer import Tokenizer
 
 STEPS = 64
 YARN = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
@@ -292,10 +295,11 @@ def test_pad_rows_of_the_vocabulary_are_never_drawn(
         ("num_blocks", -1),
         ("max_sequences", 0),
         ("max_sequences", 513),
+        ("kv_dtype", "int3"),
     ],
 )
 def test_options_out_of_range_are_named(model: Qwen, name: str, value: int) -> None:
-    with pytest.raises(OptionError, match=f"{name} is {value}"):
+    with pytest.raises(OptionError, match=f"{name} is {value!r}"):
         Engine(model, **{name: value})  # type: ignore[arg-type]
 
 
@@ -379,6 +383,28 @@ def test_too_small_a_cache_pauses_requests_and_changes_nothing(
         assert complete(engine, prompts, params) == expected
         assert engine.stats().preemptions > 10
         assert engine.stats().kv_usage == 0 and not engine.runner._rows
+
+
+def test_an_int8_cache_answers_like_a_wide_one(complete: Complete) -> None:
+    """tiny-instruct goes on with its own training text; the same text is expected but for a few
+    tokens, and half the memory.
+    """
+    model = load_model(ASSETS / "tiny-instruct", "float32", "cpu")
+    tokenizer = Tokenizer.from_dir(ASSETS / "tiny-instruct")
+    texts = ["What is 123 + 456?", "Who are you?", "你是谁？", "Translate to French: good morning"]
+    texts = [f"<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n" for text in texts]
+    prompts = [tokenizer.encode(text, allow_special=True) for text in texts]
+    wide = Engine(model, num_blocks=64)
+    narrow = Engine(model, num_blocks=64, kv_dtype="int8")
+    assert narrow.cache.num_bytes < 0.3 * wide.cache.num_bytes
+    expected = complete(wide, prompts, SamplingParams(max_tokens=30))
+    found = complete(narrow, prompts, SamplingParams(max_tokens=30))
+    same = sum(
+        a == b for x, y in zip(found, expected, strict=True) for a, b in zip(x, y, strict=True)
+    )
+    assert same >= 0.9 * 120, (found, expected)
+    with pytest.raises(OptionError, match="int8"):
+        Engine(model, num_blocks=8, kv_dtype="int8", deterministic=True)
 
 
 def test_stats_count_what_happens(model: Qwen, drain: Drain) -> None:

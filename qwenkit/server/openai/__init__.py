@@ -2,6 +2,24 @@
 
 from __future__ import annotations
 
-from qwenkit.server.openai import chat, completions, models, tokens
+from qwenkit.server.openai import (
+    batches,
+    chat,
+    completions,
+    embeddings,
+    files,
+    models,
+    responses,
+    tokens,
+)
 
-ROUTERS = (models.router, chat.router, completions.router, tokens.router)
+ROUTERS = (
+    models.router,
+    chat.router,
+    completions.router,
+    responses.router,
+    embeddings.router,
+    files.router,
+    batches.router,
+    tokens.router,
+)

@@ -39,7 +39,7 @@ Texts = Annotated[list[str], Field(max_length=MAX_CHOICES, fail_fast=True)]
 IdLists = Annotated[list[Ids], Field(max_length=MAX_CHOICES, fail_fast=True)]
 
 
-def _form(prompt: Any) -> str:
+def form_of(prompt: Any) -> str:
     """Which of the four a prompt wants to be, by its first entry."""
     if not isinstance(prompt, list):
         return "text"
@@ -52,7 +52,7 @@ Prompts = Annotated[
     | Annotated[Texts, Tag("texts")]
     | Annotated[Ids, Tag("ids")]
     | Annotated[IdLists, Tag("lists")],
-    Discriminator(_form),
+    Discriminator(form_of),
 ]
 
 

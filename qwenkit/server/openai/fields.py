@@ -20,11 +20,18 @@ Name = Annotated[str, Field(max_length=1024)]
 Label = Annotated[str, Field(max_length=512)]
 
 
+def _name_unsupported(schema: dict[str, Any], model: type[Any]) -> None:
+    """What is refused unless null stands in the document as null."""
+    for name, why in model.UNSUPPORTED.items():
+        schema["properties"][name] = {"type": "null", "description": f"Not supported: {why}"}
+
+
 class Strict(BaseModel):
     """Base of everything that a client sends."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-
+    model_config = ConfigDict(
+        extra="forbid", strict=True, allow_inf_nan=False, json_schema_extra=_name_unsupported
+    )
     UNSUPPORTED: ClassVar[dict[str, str]] = {}
     """Documented fields that this server refuses: name → why."""
 
