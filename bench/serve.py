@@ -284,7 +284,7 @@ def main() -> None:
         engine_work(options.model, options.quantize if "--quantize" in sys.argv else None)
         return
     print(
-        f"{torch.get_num_threads()} threads; {re.sub('.*/', '', options.model)} {options.quantize}"
+        f"{torch.get_num_threads()} threads; {os.path.basename(options.model)} {options.quantize}"
     )
     if "overhead" in options.only:
         with tempfile.TemporaryDirectory() as folder:

@@ -128,7 +128,8 @@ def pair(model: Qwen, size: int, **options: Any) -> tuple[Engine, Engine]:
 
 def skills(llm: LLM, count: int) -> list[list[int]]:
     """Prompts of all skills, in turn."""
-    prompts, names, rng = [], sorted(TASKS), random.Random(3)
+    prompts: list[list[int]] = []
+    names, rng = sorted(TASKS), random.Random(3)
     while len(prompts) < count:
         task = TASKS[names[len(prompts) % len(names)]]
         example = task.sample(rng, rng.choice(["en", "zh"]))
