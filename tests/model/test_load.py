@@ -7,7 +7,7 @@ import os
 import shutil
 import sys
 from pathlib import Path
-from unittest.mock import Mock
+from typing import Any
 
 import pytest
 import torch
@@ -168,8 +168,14 @@ def test_K174_weights_that_are_no_file(
     if kind == "unreadable":
         file.chmod(0)
         if os.access(file, os.R_OK):  # root reads everything: let the system call refuse
-            refused = PermissionError(13, "Permission denied")
-            monkeypatch.setattr(os, "open", Mock(side_effect=refused))
+            opened = os.open
+
+            def refuse(path: str, *args: Any, **more: Any) -> int:
+                if Path(path) == file:
+                    raise PermissionError(13, "Permission denied", path)
+                return opened(path, *args, **more)
+
+            monkeypatch.setattr(os, "open", refuse)
     else:
         file.unlink()
         {"pipe": os.mkfifo, "folder": os.mkdir}.get(kind, lambda f: f.symlink_to("/dev/zero"))(file)
