@@ -44,7 +44,7 @@ def save_random(
             return (torch.zeros if name.endswith(".bias") else torch.ones)(shape, dtype=dtype)
         generator = torch.Generator().manual_seed(seed ^ zlib.crc32(name.encode()))
         made = torch.empty(shape, dtype=dtype)
-        for rows in made.split(max((1 << 24) // shape[1], 1)):
+        for rows in torch.split(made, max((1 << 24) // shape[1], 1)):
             rows.copy_(torch.randn(rows.shape, generator=generator).mul_(config.initializer_range))
         return made
 

@@ -38,7 +38,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -47,7 +47,7 @@ from qwenkit.errors import OptionError
 from qwenkit.ops import cpu, formats, grouped, layer, reference
 from qwenkit.ops.formats import FORMATS, Packed, quantize
 from qwenkit.ops.layer import DecoderLayer
-from qwenkit.ops.layout import KernelWeight, repack
+from qwenkit.ops.layout import KernelWeight, repack, repack_rows
 from qwenkit.ops.reference import sample, token_logprobs
 
 __all__ = [
@@ -138,6 +138,13 @@ def prepack(packed: Packed) -> Packed | KernelWeight:
     if packed.device.type != "cpu" or backend() != "cpu":
         return packed
     return repack(packed) or packed
+
+
+def prepack_rows(shape: tuple[int, int], rows: Callable[[slice], Packed]) -> KernelWeight | None:
+    """What `prepack` makes of a weight (O, I) whose packed form is never whole in memory:
+    `rows(slice)` packs the rows asked for. None where the CPU has no kernel for it.
+    """
+    return repack_rows(shape, rows) if backend() == "cpu" else None
 
 
 def make_layer(
