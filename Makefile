@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 RECIPE ?= recipes/tiny.yaml
 
-.PHONY: help setup demo test check bench bench-peers bench-fuzz tiny
+.PHONY: help setup demo test check bench bench-peers bench-fuzz stress tiny
 
 help:
 	@echo "make demo     ask the embedded model a question, in English and in Chinese"
@@ -12,6 +12,7 @@ help:
 	@echo "make bench    speed and memory of published shapes with random weights, measured here"
 	@echo "make bench-peers   the same beside llama.cpp, OpenVINO and transformers (builds them first)"
 	@echo "make bench-fuzz   200,000 hostile GGUF and safetensors headers  (ARGS='--seed 1')"
+	@echo "make stress   clients that leave, pauses, poisonous requests: thousands of each"
 	@echo "make tiny     train the embedded models again  (one to three hours on two cores)"
 	@echo "make setup    only set up .venv                (PYTHON=python3.12 to choose the Python)"
 
@@ -38,6 +39,9 @@ bench-peers: setup
 
 bench-fuzz: setup
 	$(BIN)/python bench/fuzz_files.py $(ARGS)
+
+stress: setup
+	$(BIN)/python bench/stress_engine.py $(ARGS)
 
 tiny: setup
 	$(BIN)/qwenkit train tokenizer $(RECIPE)

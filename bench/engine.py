@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from qwenkit.config import ModelConfig
 from qwenkit.engine import Engine, Request, SamplingParams
 from qwenkit.model.load import DTYPES, init_model
+from qwenkit.model.transforms import prepare
 
 CONFIG = ModelConfig(
     vocab_size=8192,
@@ -74,7 +75,9 @@ def main() -> None:
     parser.add_argument("--dtype", choices=sorted(DTYPES), default="float32")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    engine = Engine(init_model(CONFIG, dtype=DTYPES[options.dtype]))
+    model = init_model(CONFIG, dtype=DTYPES[options.dtype])
+    prepare(model)
+    engine = Engine(model)
     measure(engine, 1, {})  # the first run pays for what torch sets up
     print(f"{options.dtype}, {options.threads} threads")
     print("sequences  sampling  forward ms  rest ms  tokens/s")

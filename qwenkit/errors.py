@@ -91,9 +91,28 @@ class ContextLengthError(RequestError):
 
 
 class EngineError(QwenkitError):
-    """A valid request was ended by the engine: logits that are not finite, a failing kernel, or
-    closing.
+    """A valid request was ended by the engine. `code`: "not_finite" (the logits), "out_of_memory",
+    "failed" (a kernel or another bug), "grammar" (it allows no token, or became too complex),
+    "timeout" (its deadline passed while it waited), "closed".
     """
+
+    def __init__(self, message: str, remedy: str | None = None, *, code: str = "failed") -> None:
+        super().__init__(message, remedy)
+        self.code = code
+
+
+class QueueFullError(QwenkitError):
+    """Too many requests are waiting already; nothing of this one was begun. `retry_after` is the
+    number of seconds after which trying again makes sense; `tenant` says whose limit it is, None
+    that it is everybody's.
+    """
+
+    def __init__(self, limit: int, retry_after: int, *, tenant: str | None = None) -> None:
+        self.limit, self.retry_after, self.tenant = limit, retry_after, tenant
+        whose = "All" if tenant is None else "This client's"
+        super().__init__(
+            f"{whose} {limit} waiting places are taken.", f"Try again in {retry_after} s."
+        )
 
 
 class DataError(QwenkitError):

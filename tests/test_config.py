@@ -130,8 +130,8 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
 def test_bad_values_name_the_key(case: str) -> None:
     change, named = BAD[case]
     with pytest.raises(ConfigError, match=named) as caught:
-        ModelConfig.from_dict({**GOOD, **change})
-    assert "\n" not in str(caught.value)
+        ModelConfig.from_dict({**GOOD, **change}, source="a/config.json")
+    assert str(caught.value).startswith("a/config.json") and "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1]", "null", '{"a":' * 5000, "\xff"])

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from qwenkit.cli import main
+from qwenkit.cli.overview import VERBS as OVERVIEW
 from qwenkit.options import VERBS, flag_name
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -47,7 +48,7 @@ def check_command(command: str) -> None:
     if verb is None:
         assert words[0] in ("--help", "VERB", "train") or words[0].isupper(), command
         return
-    assert words[0] in (verb, "train"), command
+    assert words[0] in (verb, "train", "bench", "dev"), command
     known = {flag_name(name) for name in VERBS[verb].model_fields}
     shorts = {"-p", "-h"}
     for word in words[1:]:
@@ -72,7 +73,7 @@ def test_the_two_commands_come_first(name: str) -> None:
 @pytest.mark.parametrize("name", READMES)
 def test_every_verb_is_in_the_table_of_commands(name: str) -> None:
     rows = re.findall(r"^\| `qwenkit ([^`]+)` \|", read(name), flags=re.M)
-    verbs = {re.sub(r"^train ", "", row).split()[0] for row in rows}
+    verbs = {re.sub(r"^(train|bench|dev) ", "", row).split()[0] for row in rows}
     assert verbs == set(VERBS)
 
 
@@ -132,7 +133,8 @@ def test_python_examples_run(name: str) -> None:
 
 @pytest.mark.parametrize("verb", ["", *VERBS])
 def test_help_of_every_verb(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["train", verb] if verb in ("tokenizer", "pretrain", "sft") else [verb] if verb else []
+    named = [known.words.split() for known in OVERVIEW if known.words.split()[-1] == verb]
+    words = named[0] if named else []
     try:
         code: object = main([*words, "--help"])
     except SystemExit as stop:

@@ -161,6 +161,12 @@ def _unexpected(cls: type[Options], word: str, prog: str) -> OptionError:
     if word.startswith("-") and len(word) > 1:
         name = word.partition("=")[0]
         flags = {flag_name(known): field for known, field in cls.names().items()}
+        field = flags.get(name)
+        if field is not None and cls.flag(field).positional:
+            place = cls.flag(field).metavar
+            return OptionError(
+                f"{name} is not a flag of `{prog}`.", f"Write it without: `{prog} {place}`."
+            )
         near = suggest(name, [*flags, "--config", "--help"])
         hint = f"Did you mean {near}?" if near else f"See `{prog} --help`."
         return OptionError(f"{name} is not a flag of `{prog}`.", hint)

@@ -17,28 +17,31 @@ if TYPE_CHECKING:
 MAX_TOOLS_BYTES = 1 << 20
 
 
-def load(options: LoadOptions) -> LLM:
-    """The model that the options name.
+def load(options: LoadOptions, **engine: Any) -> LLM:
+    """The model that the options name; `engine`: further keywords of `LLM`.
 
     Errors: HubError and its kin before torch is imported; then LLM's own.
     """
     path = find(options)
+    draft = find(options, options.draft_model) if options.draft_model else None
     with status(f"loading {options.model}"):
-        return _load(options, path)
+        return _load(options, path, draft, engine)
 
 
-def find(options: ModelOptions) -> Path:
-    """The model's folder or file, fetched if need be. Errors: HubError and its kin."""
+def find(options: ModelOptions, name: str | None = None) -> Path:
+    """The folder or file of the model (or of the one named), fetched if need be. Errors: HubError
+    and its kin.
+    """
     with download_bars() as progress:
         return find_model(
-            options.model,
+            name or options.model,
             source=options.source,
             offline=options.offline,
             progress=progress,
         )
 
 
-def _load(options: LoadOptions, path: Path) -> LLM:
+def _load(options: LoadOptions, path: Path, draft: Path | None, engine: dict[str, Any]) -> LLM:
     import torch
 
     from qwenkit.llm import LLM
@@ -51,6 +54,9 @@ def _load(options: LoadOptions, path: Path) -> LLM:
         quantize=options.quantize,
         device=check_device(options.device),
         max_model_len=options.max_model_len,
+        draft_model=draft,
+        speculate=options.speculate,
+        **engine,
     )
 
 

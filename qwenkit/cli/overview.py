@@ -30,6 +30,7 @@ class Verb:
 VERBS = (
     Verb("chat", "ask", "Talk with a model in the terminal."),
     Verb("run", "ask", "Answer one prompt; prints the answer alone."),
+    Verb("serve", "ask", "Serve a model over HTTP, as OpenAI's API."),
     Verb("pull", "models", "Fetch a model from a hub into its cache."),
     Verb("list", "models", "List the models on this machine."),
     Verb("show", "models", "Show a model: shape, context, template, licence, files."),
@@ -67,7 +68,7 @@ VERBS = (
 def overview(only: str | None = None) -> str:
     """The text of `qwenkit --help`, `only`: verbs that start so."""
     verbs = [verb for verb in VERBS if only is None or verb.words.startswith(f"{only} ")]
-    width = max(len(verb.words) for verb in VERBS) + 4
+    width = 19  # a longer verb has a line of its own
     rest = {None: "VERB [MODEL]", "train": "train VERB [CONFIG.yaml]", "dev": "dev VERB"}
     lines = [f"usage: qwenkit {rest.get(only, f'{only} VERB [MODEL]')} [options]"]
     if only is None:
@@ -82,7 +83,9 @@ def overview(only: str | None = None) -> str:
         if only is None and verb.group != group:
             group = verb.group
             lines += ["", f"{group}:"]
-        lines.append(f"  {verb.words:<{width}}{verb.summary}")
+        long = len(verb.words) > width - 2
+        lines += [f"  {verb.words}"] if long else []
+        lines.append(f"  {'' if long else verb.words:<{width}}{verb.summary}")
     lines += [
         "",
         "Each verb has `--help`. Every option can also be set in a YAML file (--config)",

@@ -12,6 +12,8 @@ from qwenkit.cli.output import hint, print_json
 from qwenkit.errors import EngineError, OptionError
 from qwenkit.options import RunOptions
 
+_NO_TEMPLATE = "the prompt goes in plain ChatML (--raw completes it as it is)"
+
 
 def run(options: RunOptions) -> int:
     """Answer `options.prompt`, streaming; with `json`, print one object at the end."""
@@ -24,6 +26,8 @@ def run(options: RunOptions) -> int:
     started = time.perf_counter()
     with loading.load(options) as llm:
         loaded = time.perf_counter()
+        if not options.raw and llm.template.is_fallback:
+            print(f"note: {options.model} has no chat template; {_NO_TEMPLATE}", file=sys.stderr)
         if options.raw:
             pieces = llm.stream(prompt=prompt, allow_special=True, **options.sampling())
         else:

@@ -16,6 +16,7 @@ from qwenkit.cli.output import hint, pairs, print_json
 from qwenkit.config import FamilyEntry, GenerationConfig, ModelConfig, find_family
 from qwenkit.config.quantization import Quantization
 from qwenkit.errors import ModelNotFoundError, OfflineError, QwenkitError
+from qwenkit.io.gguf_config import generation_of
 from qwenkit.io.gguf_parts import is_gguf, read_gguf
 from qwenkit.io.header import read_header
 from qwenkit.io.hub import resolve
@@ -100,11 +101,7 @@ def facts_of_folder(path: Path) -> dict[str, Any]:
     facts |= _weights(path)
     facts |= _text_side(path)
     try:
-        generation = GenerationConfig.from_dir(path)
-        sampling = {name: getattr(generation, name) for name in ("temperature", "top_p", "top_k")}
-        sampling["repetition_penalty"] = generation.repetition_penalty
-        facts["sampling"] = sampling if generation.do_sample else "greedy"
-        facts["end_tokens"] = list(generation.eos_token_ids)
+        facts |= _generation(GenerationConfig.from_dir(path))
     except QwenkitError as error:
         facts["sampling"] = f"unreadable: {error}"
     facts["licence"] = licence(path)
@@ -130,12 +127,25 @@ def facts_of_gguf(path: Path) -> dict[str, Any]:
         facts["chat_template"] = "yes" if template_of_gguf(gguf.metadata) else "none"
     except QwenkitError as error:
         facts["tokenizer"] = f"unreadable: {error}"
-    facts["end_tokens"] = list(end_ids_of_gguf(gguf.metadata))
+    end_ids = end_ids_of_gguf(gguf.metadata)
+    try:
+        facts |= _generation(generation_of(gguf.metadata, end_ids, str(path)))
+    except QwenkitError as error:
+        facts["sampling"] = f"unreadable: {error}"
     licence_name = gguf.metadata.get("general.license")
     facts["licence"] = licence_name if isinstance(licence_name, str) else None
     facts["size_bytes"] = sum(files.values())
     facts["files"] = files
     return facts
+
+
+def _generation(generation: GenerationConfig) -> dict[str, Any]:
+    names = ("temperature", "top_p", "top_k", "repetition_penalty")
+    sampling = {name: getattr(generation, name) for name in names}
+    return {
+        "sampling": sampling if generation.do_sample else "greedy",
+        "end_tokens": list(generation.eos_token_ids),
+    }
 
 
 def _quantisation(value: Any) -> str | None:

@@ -5,6 +5,7 @@ A verb's function takes its options and returns an exit code.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -22,6 +23,8 @@ def find(words: Sequence[str]) -> tuple[Verb | None, list[str]]:
     first = ALIASES.get(words[0], words[0])
     if first in groups:
         return _find_in(first, words[1:], table)
+    if first == "config-schema" and list(words[1:2]) == ["train"] and len(words) > 2:
+        return table[first], [" ".join(words[1:3]), *words[3:]]
     if first in table:
         return table[first], list(words[1:])
     near = suggest(first, [*table, *groups, "help"])
@@ -44,74 +47,31 @@ def _find_in(
     raise OptionError(f"`qwenkit {group} {words[0]}` does not exist.", hint)
 
 
+_WORK = {
+    "chat": ("chat", "chat"),
+    "run": ("run", "run"),
+    "serve": ("serve", "serve"),
+    "pull": ("models", "pull"),
+    "list": ("models", "show_list"),
+    "show": ("show", "show"),
+    "family": ("plan", "family"),
+    "plan": ("plan", "plan"),
+    "train tokenizer": ("train", "tokenizer"),
+    "train pretrain": ("train", "pretrain"),
+    "train sft": ("train", "sft"),
+    "eval": ("train", "evaluate"),
+    "bench decode": ("bench", "decode"),
+    "bench prefill": ("bench", "prefill"),
+    "bench batch": ("bench", "batch"),
+    "dev random-checkpoint": ("dev", "random_checkpoint"),
+    "doctor": ("doctor", "doctor"),
+    "config-schema": ("schema", "schema"),
+}
+"""Where the function of each verb is; nothing is imported before it is wanted."""
+
+
 def work(verb: Verb) -> Callable[[Any], int]:
     """The function of a verb."""
-    match verb.words:
-        case "chat":
-            from qwenkit.cli.chat import chat
-
-            return chat
-        case "run":
-            from qwenkit.cli.run import run
-
-            return run
-        case "pull":
-            from qwenkit.cli.models import pull
-
-            return pull
-        case "list":
-            from qwenkit.cli.models import show_list
-
-            return show_list
-        case "show":
-            from qwenkit.cli.show import show
-
-            return show
-        case "family":
-            from qwenkit.cli.plan import family
-
-            return family
-        case "plan":
-            from qwenkit.cli.plan import plan
-
-            return plan
-        case "train tokenizer":
-            from qwenkit.cli.train import tokenizer
-
-            return tokenizer
-        case "train pretrain":
-            from qwenkit.cli.train import pretrain
-
-            return pretrain
-        case "train sft":
-            from qwenkit.cli.train import sft
-
-            return sft
-        case "eval":
-            from qwenkit.cli.train import evaluate
-
-            return evaluate
-        case "bench decode":
-            from qwenkit.cli.bench import decode
-
-            return decode
-        case "bench prefill":
-            from qwenkit.cli.bench import prefill
-
-            return prefill
-        case "bench batch":
-            from qwenkit.cli.bench import batch
-
-            return batch
-        case "dev random-checkpoint":
-            from qwenkit.cli.dev import random_checkpoint
-
-            return random_checkpoint
-        case "doctor":
-            from qwenkit.cli.doctor import doctor
-
-            return doctor
-        case _:
-            from qwenkit.cli.schema import schema
-
-            return schema
+    module, name = _WORK[verb.words]
+    found: Callable[[Any], int] = getattr(importlib.import_module(f"qwenkit.cli.{module}"), name)
+    return found

@@ -41,15 +41,24 @@ class GenerationConfig:
         values = read_json(file)
         if not isinstance(values, dict):
             raise ConfigError(f"{file} is not a JSON object.", "Fetch the model again.")
+        return cls.from_dict(values, fallback, source=str(file))
+
+    @classmethod
+    def from_dict(
+        cls, values: dict[str, Any], fallback: tuple[int, ...], *, source: str
+    ) -> GenerationConfig:
+        """Build from the keys of a generation_config.json; `fallback` are the end ids without any
+        there. Errors: ConfigError naming key and value.
+        """
         known: dict[str, Any] = {}
         for spec in dataclasses.fields(cls)[1:]:
             value = values.get(spec.name)
             if value is not None:
-                known[spec.name] = typed(spec.name, value, str(spec.type), str(file))
+                known[spec.name] = typed(spec.name, value, str(spec.type), source)
         eos = values.get("eos_token_id")
         ids = tuple(eos) if isinstance(eos, list) else (() if eos is None else (eos,))
         if not all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in ids):
-            raise ConfigError(f"{file}: eos_token_id is {eos!r}; token ids are integers from 0.")
+            raise ConfigError(f"{source}: eos_token_id is {eos!r}; token ids are integers from 0.")
         result = cls(eos_token_ids=ids or fallback, **known)
         ranges = {
             "temperature": 0 <= result.temperature < math.inf,
@@ -61,6 +70,6 @@ class GenerationConfig:
             if not good:
                 value = getattr(result, key)
                 raise ConfigError(
-                    f"{file}: {key} is {value!r}, which is out of range.", "Mend the file."
+                    f"{source}: {key} is {value!r}, which is out of range.", "Mend the file."
                 )
         return result

@@ -95,7 +95,11 @@ class ModelConfig:
         """
         if not isinstance(values, dict):
             raise ConfigError(f"{source} is not a JSON object.", "Fetch the model again.")
-        return cls(**_read_fields(values, source))
+        known = _read_fields(values, source)
+        try:
+            return cls(**known)
+        except ConfigError as error:
+            raise ConfigError(f"{source}: {error.message}", error.remedy) from error
 
     @classmethod
     def from_dir(cls, path: str | os.PathLike[str]) -> ModelConfig:

@@ -2,6 +2,7 @@
 
 from qwenkit.engine.driver import Driver
 from qwenkit.engine.engine import Engine
+from qwenkit.engine.options import EngineOptions
 from qwenkit.engine.request import (
     FinishReason,
     Request,
@@ -9,13 +10,16 @@ from qwenkit.engine.request import (
     SamplingParams,
     TokenLogprob,
 )
+from qwenkit.engine.stats import Stats
 
 __all__ = [
     "Driver",
     "Engine",
+    "EngineOptions",
     "FinishReason",
     "Request",
     "RequestOutput",
     "SamplingParams",
+    "Stats",
     "TokenLogprob",
 ]

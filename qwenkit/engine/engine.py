@@ -6,28 +6,38 @@
         for output in engine.step():
             print(output.id, output.new_ids, output.finish_reason)
 
-The model is used as it is (its weights may change between steps, as reinforcement learning does).
+The model is used as it is. Its weights may change while nothing runs, as reinforcement learning
+does; call `forget_prefixes` then, since the cache still has what the old ones computed.
 Whatever goes wrong with one request ends that request alone: a bad one is refused by `add`, one
 with NaN logits ends with "error", and when a forward raises, its sequences are tried again one by
 one so that only the guilty ones end. Not thread-safe: one thread calls everything
-(`qwenkit.engine.driver` is that thread). Not covered: prefix caching, preemption, speculation,
-text.
+(`qwenkit.engine.driver` is that thread). Not covered: text.
 """
 
 from __future__ import annotations
 
 import logging
+import time
+from typing import Literal
 
 import torch
 
 from qwenkit.engine.blocks import BlockPool
+from qwenkit.engine.draft import check_speculation, make_speculation, own_share
 from qwenkit.engine.kv_cache import KVCache, blocks_in, default_kv_bytes
-from qwenkit.engine.request import Request, RequestOutput
+from qwenkit.engine.pace import Pace
+from qwenkit.engine.request import ErrorCode, Request, RequestOutput
 from qwenkit.engine.runner import Runner
 from qwenkit.engine.sampler import Draw, Sampler
 from qwenkit.engine.scheduler import Plan, Scheduler
+from qwenkit.engine.speculate import Speculation
+from qwenkit.engine.stats import Stats
+from qwenkit.engine.verify import verify
 from qwenkit.errors import ContextLengthError, OptionError, RequestError
 from qwenkit.model.qwen import Qwen
+
+KV_DTYPES = ("auto", "int8")
+LATE = "The request was still waiting when its deadline passed; nothing was computed."
 
 _log = logging.getLogger("qwenkit.engine")
 
@@ -41,10 +51,20 @@ class Engine:
             `max_sequences` full contexts, within a quarter of the free memory and 4 GiB (CUDA:
             within 80 % of the free memory).
         block_size: tokens of a cache block.
+        kv_dtype: "auto" keeps the model's dtype; "int8" takes half of bfloat16's memory, with a
+            scale for each token and head. It is slower on the CPU (no C++ kernel reads it), and
+            not to be had with `deterministic`.
         max_batch_tokens: tokens of one forward; longer prompts are computed in chunks.
         max_sequences: sequences that run at once; more wait.
         max_model_len: longest prompt + max_tokens; by default and at most what config.json allows.
         vocab_size: tokens of the tokenizer; rows of the head above it are never drawn.
+        prefix_cache: whether requests of one tenant that begin alike share what is cached of it.
+        deterministic: compute a request's logits to the same bits whatever else is in the batch,
+            however its prompt is cut and whether it was paused. On the CPU only; where that
+            costs speed, see docs/engine.md.
+        speculate: "lookup" guesses tokens from the request's own text, "draft" (as without it)
+            by `draft_model`, a smaller one with the same tokens; the model checks several at once
+            (`qwenkit.engine.speculate`), and what it says stays the same.
 
     Errors: OptionError naming what is out of range, OutOfMemoryError.
     """
@@ -56,38 +76,55 @@ class Engine:
         num_blocks: int | None = None,
         kv_bytes: int | None = None,
         block_size: int = 16,
+        kv_dtype: str = "auto",
         max_batch_tokens: int = 512,
         max_sequences: int = 32,
         max_model_len: int | None = None,
         vocab_size: int | None = None,
+        prefix_cache: bool = True,
+        deterministic: bool = False,
+        speculate: Literal["lookup", "draft"] | None = None,
+        draft_model: Qwen | None = None,
     ) -> None:
         config = model.config
         most = config.context_length
-        for name, value, limit in (
+        _check_options(
             ("num_blocks", num_blocks, None),
             ("kv_bytes", kv_bytes, None),
             ("block_size", block_size, 4096),
             ("max_batch_tokens", max_batch_tokens, None),
             ("max_sequences", max_sequences, max_batch_tokens),
             ("max_model_len", max_model_len, most),
-        ):
-            _check_option(name, value, limit)
+            kv_dtype=kv_dtype,
+        )
+        dtype = torch.int8 if kv_dtype == "int8" else model.dtype
         self.model = model
         self.vocab_size = min(vocab_size or config.vocab_size, config.vocab_size)
+        check_speculation(speculate, draft_model, self.vocab_size)
         self.context_length = max_model_len or most
         if num_blocks is None:
             if kv_bytes is None:
                 tokens = max_sequences * -(-self.context_length // block_size) * block_size
-                kv_bytes = default_kv_bytes(config, tokens, model.dtype, model.device)
-            num_blocks = blocks_in(config, kv_bytes, block_size, model.dtype)
+                kv_bytes = default_kv_bytes(config, tokens, dtype, model.device)
+            if draft_model is not None:
+                kv_bytes = int(kv_bytes * own_share(model, draft_model))
+            num_blocks = blocks_in(config, kv_bytes, block_size, dtype)
         pool = BlockPool(num_blocks, block_size)
+        self.pace = Pace(max_batch_tokens)
+        sizes = {"max_batch_tokens": max_batch_tokens, "max_sequences": max_sequences}
         self.scheduler = Scheduler(
-            pool, max_batch_tokens=max_batch_tokens, max_sequences=max_sequences
+            pool, **sizes, share_prefixes=prefix_cache, prefill_limit=self.pace.limit
         )
-        self.cache = KVCache(config, num_blocks, block_size, dtype=model.dtype, device=model.device)
+        self.cache = KVCache(config, num_blocks, block_size, dtype=dtype, device=model.device)
         widest = min(num_blocks, pool.blocks_for(self.context_length))
-        self.runner = Runner(model, self.cache, max_sequences=max_sequences, max_blocks=widest)
+        limits = {"max_sequences": max_sequences, "max_blocks": widest}
+        self.runner = Runner(model, self.cache, invariant=deterministic, **limits)
+        if deterministic:
+            self.runner.probe()
         self.sampler = Sampler(self.vocab_size, model.device)
+        self.speculation: Speculation | None = None
+        if speculate is not None or draft_model is not None:
+            self.speculation = make_speculation(model, draft_model, self.sampler, pool, **limits)
         self._requests: dict[str, Request] = {}
         self._aborted: list[RequestOutput] = []
 
@@ -100,6 +137,21 @@ class Engine:
     def cache_tokens(self) -> int:
         """Tokens that the whole cache holds."""
         return self.scheduler.pool.num_tokens
+
+    def stats(self) -> Stats:
+        """What is going on. Any thread may ask."""
+        s = self.scheduler
+        return Stats(
+            running=len(s.running),
+            waiting=len(s.waiting) + len(s.paused),
+            kv_usage=(s.pool.num_blocks - s.pool.num_free) / s.pool.num_blocks,
+            prompt_tokens=s.num_prompt_tokens,
+            cached_tokens=s.num_cached_tokens,
+            generation_tokens=s.num_drawn_tokens,
+            preemptions=s.num_preemptions,
+            draft_tokens=self.speculation.num_drafted if self.speculation else 0,
+            accepted_tokens=self.speculation.num_accepted if self.speculation else 0,
+        )
 
     def check(self, request: Request) -> None:
         """Refuse what can never run, without touching any state (so any thread may call it).
@@ -157,55 +209,99 @@ class Engine:
         self._forget(request)
         self._aborted.append(RequestOutput(request_id, finish_reason="abort"))
 
+    def forget_prefixes(self) -> None:
+        """Share nothing that is cached now with later requests: the weights have changed."""
+        self.scheduler.pool.forget_all()
+
     def step(self) -> list[RequestOutput]:
         """Compute one batch. An output for each request that drew a token or ended."""
         outputs, self._aborted = self._aborted, []
-        plan = self.scheduler.schedule()
+        plan = self.scheduler.schedule(time.monotonic())
+        for request in plan.paused:
+            self.runner.release(request)
+        for request in plan.late:
+            outputs.append(RequestOutput(request.id, [], None, "error", LATE, "timeout"))
+            self._forget(request)
         if not plan.spans:
             return outputs
+        self._guess(plan)
+        began = time.perf_counter()
         try:
-            draws = self.sampler.sample(plan.sampling, self.runner.forward(plan))
+            draws = self._draw(plan)
+            self.pace.observe(*plan.shape, time.perf_counter() - began)
         except Exception as error:  # a kernel or the allocator failed: find out for whom
             _log.warning("a forward of %d tokens failed: %s", plan.num_tokens, error)
             draws = self._one_by_one(plan)
-        self.scheduler.commit(plan, [draw.token for draw in draws])
-        for request, draw in zip(plan.sampling, draws, strict=True):
-            output = RequestOutput(
-                request.id, finish_reason=request.finish_reason, error=draw.error
-            )
-            if draw.token is not None:
-                output.new_ids.append(draw.token)
-            if draw.logprob is not None:
-                output.logprobs = [draw.logprob]
+        self.scheduler.commit(plan, [each[-1].token for each in draws])
+        if self.speculation is not None:
+            self.speculation.learn(plan)
+        for request, drawn in zip(plan.sampling, draws, strict=True):
+            outputs.append(_output(request, drawn))
             if request.finish_reason is not None:
                 self._forget(request)
-            outputs.append(output)
         return outputs
 
-    def _one_by_one(self, plan: Plan) -> list[Draw]:
+    def _guess(self, plan: Plan) -> None:
+        """Draft tokens for the plan; none when guessing fails, which is nobody's fault."""
+        if self.speculation is None:
+            return
+        try:
+            self.speculation.extend(plan, self.scheduler)
+        except Exception as error:
+            _log.warning("draft tokens could not be made: %s", error)
+            for span in plan.spans:
+                span.drop_drafts()
+
+    def _draw(self, plan: Plan) -> list[list[Draw]]:
+        spans = [span for span in plan.spans if span.samples]
+        return verify(self.sampler, spans, self.runner.forward(plan))
+
+    def _one_by_one(self, plan: Plan) -> list[list[Draw]]:
         """Every span alone. Storing keys twice in the same slots is harmless, so nothing needs
         undoing.
 
         A span that does not sample has no draw to carry its error; it is made to sample, so that
         `commit` and `step` end it like any other.
         """
-        draws: list[Draw] = []
+        draws: list[list[Draw]] = []
         for span in plan.spans:
+            span.drop_drafts()
             try:
-                drawn = self.sampler.sample(
-                    [span.request] if span.samples else [], self.runner.forward(Plan([span]))
-                )
+                draws += self._draw(Plan([span]))
             except Exception as error:
                 _log.error("request %s failed: %s", span.request.id, error)
                 span.samples = True
-                drawn = [Draw(None, error=_one_line(error))]
-            draws += drawn
+                draws.append([Draw(None, error=_one_line(error), code=_code(error))])
         return draws
 
     def _forget(self, request: Request) -> None:
         self._requests.pop(request.id, None)
         self.runner.release(request)
         self.sampler.forget(request)
+        if self.speculation is not None:
+            self.speculation.forget(request)
+
+
+def _output(request: Request, draws: list[Draw]) -> RequestOutput:
+    """What the draws of one step brought; only the last one can be an error."""
+    return RequestOutput(
+        request.id,
+        [draw.token for draw in draws if draw.token is not None],
+        [draw.logprob for draw in draws if draw.logprob is not None] or None,
+        request.finish_reason,
+        draws[-1].error,
+        draws[-1].code,
+        request.num_cached,
+        request.num_drafted,
+        request.num_accepted,
+    )
+
+
+def _check_options(*numbers: tuple[str, int | None, int | None], kv_dtype: str) -> None:
+    for name, value, limit in numbers:
+        _check_option(name, value, limit)
+    if kv_dtype not in KV_DTYPES:
+        raise OptionError(f"kv_dtype is {kv_dtype!r}.", f"Use one of {', '.join(KV_DTYPES)}.")
 
 
 def _check_option(name: str, value: int | None, limit: int | None) -> None:
@@ -215,8 +311,13 @@ def _check_option(name: str, value: int | None, limit: int | None) -> None:
     raise OptionError(f"{name} is {value}; it must be {bounds}.")
 
 
+def _code(error: Exception) -> ErrorCode:
+    memory = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+    return "out_of_memory" if memory else "failed"
+
+
 def _one_line(error: Exception) -> str:
     text = " ".join(str(error).split())
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+    if _code(error) == "out_of_memory":
         return "Out of memory; give a smaller max_batch_tokens, kv_bytes or max_tokens."
     return f"{type(error).__name__}: {text[:200]}"

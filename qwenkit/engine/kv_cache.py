@@ -10,6 +10,7 @@ import os
 
 import torch
 
+from qwenkit import ops
 from qwenkit.config import ModelConfig
 from qwenkit.errors import OutOfMemoryError
 from qwenkit.utils import human_bytes
@@ -22,8 +23,8 @@ are written.
 
 
 class KVCache:
-    """`k[layer]` and `v[layer]`: (B, T, K, D) each. The memory is not cleared: whoever reads must
-    mask.
+    """`k[layer]` and `v[layer]`: (B, T, K, D) each, in int8 with room for scales (`qwenkit.ops`).
+    The memory is not cleared: whoever reads must mask.
     """
 
     def __init__(
@@ -35,7 +36,8 @@ class KVCache:
         dtype: torch.dtype,
         device: torch.device | str,
     ) -> None:
-        shape = (num_blocks, block_size, config.num_key_value_heads, config.head_dim)
+        width = ops.cache_width(config.head_dim, dtype)
+        shape = (num_blocks, block_size, config.num_key_value_heads, width)
         self.num_blocks, self.block_size = num_blocks, block_size
         try:
             self.k = [
@@ -47,7 +49,7 @@ class KVCache:
                 for _ in range(config.num_hidden_layers)
             ]
         except RuntimeError as error:  # torch's allocators raise nothing narrower on the CPU
-            size = config.kv_bytes_per_token(dtype.itemsize) * block_size * num_blocks
+            size = bytes_per_token(config, dtype) * block_size * num_blocks
             raise OutOfMemoryError(
                 f"The key-value cache of {human_bytes(size)} could not be allocated on {device}.",
                 "Give a smaller kv_bytes, max_sequences or max_model_len.",
@@ -58,11 +60,17 @@ class KVCache:
         return sum(t.numel() * t.element_size() for t in (*self.k, *self.v))
 
 
+def bytes_per_token(config: ModelConfig, dtype: torch.dtype) -> int:
+    """What one cached token takes in all layers."""
+    rows = config.kv_bytes_per_token(1) // config.head_dim
+    return rows * ops.cache_width(config.head_dim, dtype) * dtype.itemsize
+
+
 def blocks_in(config: ModelConfig, kv_bytes: int, block_size: int, dtype: torch.dtype) -> int:
     """Blocks of `block_size` tokens that fit into `kv_bytes`. OutOfMemoryError when not even one
     does.
     """
-    per_block = config.kv_bytes_per_token(dtype.itemsize) * block_size
+    per_block = bytes_per_token(config, dtype) * block_size
     if kv_bytes < per_block:
         raise OutOfMemoryError(
             f"kv_bytes is {human_bytes(kv_bytes)}, but one block of {block_size} tokens takes "
@@ -76,7 +84,7 @@ def default_kv_bytes(
     config: ModelConfig, num_tokens: int, dtype: torch.dtype, device: torch.device
 ) -> int:
     """Bytes for `num_tokens` cached tokens, within a share of the memory that is free now."""
-    wanted = config.kv_bytes_per_token(dtype.itemsize) * num_tokens
+    wanted = bytes_per_token(config, dtype) * num_tokens
     share = CUDA_SHARE if device.type == "cuda" else CPU_SHARE
     limit = int(free_bytes(device) * share)
     return min(wanted, limit if device.type == "cuda" else min(limit, CPU_CAP))

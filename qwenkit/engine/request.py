@@ -13,11 +13,18 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
+
+import numpy as np
 
 from qwenkit.errors import RequestError
 
 FinishReason = Literal["stop", "length", "abort", "error"]
+ErrorCode = Literal["not_finite", "out_of_memory", "failed", "grammar", "timeout", "closed"]
+"""Why a request ended with "error" or "abort": what the logits were, memory, a failing kernel or
+another bug, its grammar allows no token or became too complex, its deadline passed while it waited,
+the engine was closed.
+"""
 
 GREEDY_BELOW = 1e-5
 """A temperature under this is greedy: dividing logits by it would overflow float32."""
@@ -115,15 +122,41 @@ class SamplingParams:
         return dataclasses.replace(self, **changes)
 
 
+class Matcher(Protocol):
+    """One sequence's place in its grammar."""
+
+    def fill(self, row: np.ndarray[Any, np.dtype[np.int32]]) -> None:
+        """Write the mask of the next token, (W): bit i says whether token i may come.
+
+        Errors: EngineError when none may, or it takes too long to find out.
+        """
+
+    def accept(self, token: int) -> bool:
+        """Go on with a token; False, and nothing changed, when it may not come."""
+
+    def rollback(self, count: int) -> None:
+        """Take back the last `count` accepted tokens."""
+
+
 @dataclass(eq=False)
 class Request:
-    """One sequence on its way through the engine. Only `id`, `prompt_ids` and `params` are the
-    caller's.
+    """One sequence on its way through the engine. Down to `media` the fields are the caller's.
+
+    tenant: whose it is: tenants have turns, and never share cached beginnings.
+    deadline: the moment of `time.monotonic` after which it need not be started any more.
+    adapter: name of the adapter that its tokens are computed with.
+    media: (position of its first token, SHA-256 over its bytes, shape and type) of each image.
+    matcher: the grammar that its output is held to (`qwenkit.engine.grammar`), for it alone.
     """
 
     id: str
     prompt_ids: Sequence[int]
     params: SamplingParams
+    tenant: str = ""
+    deadline: float | None = None
+    adapter: str | None = None
+    media: Sequence[tuple[int, bytes]] = ()
+    matcher: Matcher | None = None
     scaled: bool = field(default=False, init=False)
     """Whether its positions use the YaRN frequencies: prompt + max_tokens exceed the original
     context.
@@ -132,7 +165,21 @@ class Request:
     """Prompt and output so far."""
     num_computed: int = field(default=0, init=False)
     """How many of `token_ids` have their keys and values in the cache."""
+    num_cached: int = field(default=0, init=False)
+    """Tokens of the prompt that need not be computed: an earlier request left them in the cache."""
     blocks: list[int] = field(default_factory=list, init=False)
+    block_keys: list[bytes] = field(default_factory=list, init=False)
+    """Of its full blocks, as far as somebody has asked (`qwenkit.engine.prefix`)."""
+    num_published: int = field(default=0, init=False)
+    """Blocks from the start that others can find."""
+    started: bool = field(default=False, init=False)
+    """Whether it has ever been admitted; it may have been paused since."""
+    num_matched: int = field(default=0, init=False)
+    """Tokens of the output that the matcher has accepted."""
+    num_drafted: int = field(default=0, init=False)
+    """Draft tokens that were guessed for it and checked."""
+    num_accepted: int = field(default=0, init=False)
+    """Those of them that were right."""
     finish_reason: FinishReason | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
@@ -147,6 +194,11 @@ class Request:
     def num_pending(self) -> int:
         """Tokens known but not yet in the cache: 1 while decoding, more while prefilling."""
         return len(self.token_ids) - self.num_computed
+
+    @property
+    def waits(self) -> bool:
+        """Whether nothing has been done for it yet."""
+        return not self.started and self.finish_reason is None
 
     @property
     def capacity(self) -> int:
@@ -172,7 +224,9 @@ class RequestOutput:
     """What one step brought for one request.
 
     `new_ids` includes the stop id that ended it. `logprobs` has one entry for each new id if they
-    were asked for. `error` is one line for finish_reason "error".
+    were asked for. `error` is one line for finish_reason "error", `code` its kind. `num_cached` are
+    the tokens of the prompt that were found in the cache; `num_drafted` and `num_accepted` are the
+    draft tokens of the request so far, and those of them that were right.
     """
 
     id: str
@@ -180,6 +234,10 @@ class RequestOutput:
     logprobs: list[TokenLogprob] | None = None
     finish_reason: FinishReason | None = None
     error: str | None = None
+    code: ErrorCode | None = None
+    num_cached: int = 0
+    num_drafted: int = 0
+    num_accepted: int = 0
 
     @property
     def finished(self) -> bool:

@@ -80,13 +80,13 @@ def evaluate(
             start, entries = time.monotonic(), []
             prompt_tokens = completion_tokens = 0
             for chunk in _chunks(questions, batch):
-                results = _ask(llm, chunk, max_tokens)
+                results = ask(llm, chunk, max_tokens)
                 prompt_tokens += sum(result.usage.prompt_tokens for result in results)
                 completion_tokens += sum(result.usage.completion_tokens for result in results)
-                entries += [_entry(task, *pair) for pair in zip(chunk, results, strict=True)]
+                entries += [entry(task, *pair) for pair in zip(chunk, results, strict=True)]
                 if on_batch is not None:
                     on_batch(len(chunk))
-            seconds, exact = time.monotonic() - start, sum(entry["exact"] for entry in entries)
+            seconds, exact = time.monotonic() - start, sum(each["exact"] for each in entries)
             tokens = (prompt_tokens, completion_tokens)
             rows.append(Row(task.name, lang, len(entries), exact, seconds, *tokens))
             answers += entries
@@ -154,8 +154,10 @@ def _chunks(questions: list[Example], size: int) -> Iterator[list[Example]]:
         yield questions[start : start + size]
 
 
-def _ask(llm: LLM, chunk: list[Example], max_tokens: int) -> list[Any]:
-    """Greedy answers in order. A question holds nothing of the gold answer."""
+def ask(llm: LLM, chunk: list[Example], max_tokens: int) -> list[Any]:
+    """Greedy answers in order, to questions that are all chats or all raw. A question holds nothing
+    of the gold answer.
+    """
     greedy = Sampling(temperature=0.0, repetition_penalty=1.0, max_tokens=max_tokens)
     if chunk[0].messages is None:
         prompts = [each.prompt or "" for each in chunk]
@@ -172,7 +174,7 @@ def _ask(llm: LLM, chunk: list[Example], max_tokens: int) -> list[Any]:
     return list(results)
 
 
-def _entry(task: Task, example: Example, result: Any) -> dict[str, Any]:
+def entry(task: Task, example: Example, result: Any) -> dict[str, Any]:
     """The line of one question in answers.jsonl."""
     answer: dict[str, Any] = {"role": "assistant", "content": result.text}
     calls = getattr(result, "tool_calls", ())

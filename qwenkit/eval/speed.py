@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from qwenkit import ops
 from qwenkit.engine import Engine, Request, SamplingParams
@@ -169,7 +170,7 @@ def weight_bytes(model: Qwen) -> int:
         if isinstance(module, (Linear, QuantLinear)):
             total += _nbytes(module) * (share if id(module) in experts else 1.0)
     if model.lm_head is None:
-        total += model.model.embed_tokens.weight.nbytes
+        total += _nbytes(model.model.embed_tokens)
     return round(total)
 
 
@@ -182,8 +183,12 @@ def model_bytes(model: Qwen) -> int:
     return sum(tensors.values())
 
 
-def _nbytes(module: Linear | QuantLinear) -> int:
-    return module.packed.nbytes if isinstance(module, QuantLinear) else module.weight.nbytes
+def _nbytes(module: nn.Module) -> int:
+    if isinstance(module, QuantLinear):
+        return module.packed.nbytes
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    return weight.nbytes
 
 
 def read_rate(device: torch.device | str = "cpu", seconds: float = 0.5) -> float:

@@ -1,4 +1,4 @@
-"""GGUF metadata → `ModelConfig`. Works without torch.
+"""GGUF metadata → `ModelConfig` and `GenerationConfig`. Works without torch.
 
 The keys of an architecture are spelled `qwen2.…` and `qwen2moe.…`, as llama.cpp's converter writes
 them. The rows of the vocabulary and whether the head is the embedding are seen from the tensors.
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from qwenkit.config import ModelConfig
+from qwenkit.config import GenerationConfig, ModelConfig
 from qwenkit.errors import ConfigError
 from qwenkit.io.gguf_header import GgufTensor
 from qwenkit.io.header import shown
@@ -28,6 +28,12 @@ _KEYS = {
     "rope_theta": "rope.freq_base",
 }
 _OPTIONAL = ("num_key_value_heads", "rope_theta")
+_SAMPLING_KEYS = {
+    "temperature": "general.sampling.temp",
+    "top_p": "general.sampling.top_p",
+    "top_k": "general.sampling.top_k",
+    "repetition_penalty": "general.sampling.penalty_repeat",
+}
 _MOE_KEYS = {
     "num_experts": "expert_count",
     "num_experts_per_tok": "expert_used_count",
@@ -76,6 +82,18 @@ def config_of(
     config = ModelConfig.from_dict(given, source=where)
     _check_counts(config, tensors, arch, where)
     return config
+
+
+def generation_of(
+    metadata: Mapping[str, Any], end_ids: tuple[int, ...], where: str
+) -> GenerationConfig:
+    """The sampling that the file asks for, greedy where it names no temperature; end tokens.
+
+    Errors: ConfigError naming a value out of range.
+    """
+    values = {name: _shortest(metadata.get(key)) for name, key in _SAMPLING_KEYS.items()}
+    values["do_sample"] = bool(values["temperature"])
+    return GenerationConfig.from_dict(values, end_ids, source=where)
 
 
 def _check_counts(

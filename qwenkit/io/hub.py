@@ -64,7 +64,7 @@ def resolve(
     try:
         wanted = ModelRef.parse(os.fspath(ref))
     except ModelNotFoundError as error:
-        raise ModelNotFoundError(error.message, _near(os.fspath(ref)) or error.remedy) from error
+        raise ModelNotFoundError(error.message, _advice(os.fspath(ref), error)) from error
     forbidden = _offline() if offline is None else offline
     if forbidden or not refresh:
         for hub in hubs:
@@ -180,10 +180,17 @@ def _download(ref: ModelRef, hubs: list[ModuleType], progress: Progress | None) 
         raise failures[0]
     message = " ".join(error.message for error in failures)
     if all(isinstance(error, ModelNotFoundError) for error in failures):
-        raise ModelNotFoundError(message, _near(ref.repo) or failures[0].remedy)
+        raise ModelNotFoundError(message, _advice(ref.repo, failures[0]))
     if all(isinstance(error, OfflineError) for error in failures):
         raise OfflineError(message, failures[0].remedy)
     raise HubError(message, _near(ref.repo) or failures[0].remedy)
+
+
+def _advice(text: str, error: HubError) -> str:
+    """Names near to what was written, or the error's own remedy; and what is there without any
+    network.
+    """
+    return _near(text) or f"{error.remedy or ''} Built in: {' and '.join(EMBEDDED)}."
 
 
 def _near(text: str) -> str | None:

@@ -1,5 +1,6 @@
 """The front door: `LLM`, and what it gives back."""
 
+from qwenkit.llm.embed import Embeddings, Pooling
 from qwenkit.llm.front import LLM
 from qwenkit.llm.results import (
     ChatResult,
@@ -7,6 +8,7 @@ from qwenkit.llm.results import (
     Completion,
     Logprob,
     StreamDelta,
+    Timing,
     TokenProb,
     Usage,
 )
@@ -16,10 +18,13 @@ __all__ = [
     "ChatResult",
     "Choice",
     "Completion",
+    "Embeddings",
     "LLM",
     "Logprob",
+    "Pooling",
     "Sampling",
     "StreamDelta",
+    "Timing",
     "TokenProb",
     "Usage",
 ]

@@ -9,7 +9,7 @@ Every method may be called from many threads and coroutines at once: all of them
 stepped by one thread. `chat_many` and a list given to `generate` run together too. Nothing is ever
 cut silently: a prompt that does not fit with its max_tokens is a ContextLengthError with the
 counts.
-Not covered: images, structured output.
+Not covered: images.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import asyncio
 import itertools
 import os
 import weakref
-from collections.abc import AsyncGenerator, Generator, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 from contextlib import aclosing, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast, overload
@@ -27,16 +27,19 @@ import torch
 from torch import Tensor
 
 from qwenkit.config import GenerationConfig
-from qwenkit.engine import Driver, Engine
-from qwenkit.errors import ConfigError, ContextLengthError, RequestError
+from qwenkit.engine import Driver, Engine, EngineOptions
+from qwenkit.errors import ConfigError, RequestError
 from qwenkit.io.hub import Progress
 from qwenkit.io.hub import resolve as resolve_ref
-from qwenkit.llm.files import TemplateLoader, read_files
+from qwenkit.llm.draft import load_draft
+from qwenkit.llm.embed import Embedder, Embeddings, Pooling
+from qwenkit.llm.files import TemplateLoader, check_vocabulary, read_files
+from qwenkit.llm.grammars import Grammars
 from qwenkit.llm.job import Job, Query
 from qwenkit.llm.queries import Messages, QueryMaker, Tools, as_prompts
 from qwenkit.llm.results import ChatResult, Completion, StreamDelta
 from qwenkit.llm.run import arun, run
-from qwenkit.model.batch import Batch
+from qwenkit.llm.score import logits_of
 from qwenkit.model.load import load_model
 from qwenkit.model.qwen import Qwen
 from qwenkit.model.transforms import prepare
@@ -60,8 +63,10 @@ class LLM:
         quantize: "int4" or "int8" packs the weights while loading.
         device: "cpu", "cuda" …; by default CUDA where there is a GPU.
         revision, source, offline, progress: as in `qwenkit.io.hub.resolve`.
-        max_model_len: longest prompt + max_tokens; by default the model's context.
-        kv_bytes, block_size, max_batch_tokens, max_sequences: as in `qwenkit.engine.Engine`.
+        draft_model: a smaller model of the family, to guess what this one then checks.
+        max_waiting, max_waiting_per_tenant: requests that may wait for a place, of all and of one
+            tenant; one more is a QueueFullError. By default there is no limit.
+        engine_options: max_model_len, kv_bytes … as in `qwenkit.engine.Engine`.
 
     Errors: ModelNotFoundError, HubError, FormatError, ConfigError, CheckpointError, TokenizerError,
         OutOfMemoryError.
@@ -81,18 +86,16 @@ class LLM:
         tokenizer: Tokenizer | None = None,
         template: ChatTemplate | None = None,
         generation: GenerationConfig | None = None,
-        max_model_len: int | None = None,
-        kv_bytes: int | None = None,
-        block_size: int = 16,
-        max_batch_tokens: int = 512,
-        max_sequences: int = 32,
+        draft_model: str | os.PathLike[str] | Qwen | None = None,
+        max_waiting: int | None = None,
+        max_waiting_per_tenant: int | None = None,
+        **engine_options: Unpack[EngineOptions],
     ) -> None:
         self.path: Path | None = None
+        hub: Any = {"source": source, "offline": offline, "progress": progress}
         if isinstance(model, (str, os.PathLike)):
             self.name = os.fspath(model) + (f"@{revision}" if revision else "")
-            self.path = resolve_ref(
-                self.name if revision else model, source=source, offline=offline, progress=progress
-            )
+            self.path = resolve_ref(self.name if revision else model, **hub)
             files = read_files(self.path, tokenizer, generation)
             self.tokenizer, self.generation = files.tokenizer, files.generation
             load_template: TemplateLoader | None = files.load_template
@@ -106,22 +109,24 @@ class LLM:
             self.generation = generation or GenerationConfig(model.config.eos_token_ids)
             load_template = None
         self.config = self.model.config
-        self._check_vocabulary()
-        engine = Engine(
-            self.model,
-            kv_bytes=kv_bytes,
-            block_size=block_size,
-            max_batch_tokens=max(max_batch_tokens, max_sequences),
-            max_sequences=max_sequences,
-            max_model_len=max_model_len,
-            vocab_size=self.tokenizer.vocab_size,
-        )
+        check_vocabulary(self.name, self.tokenizer, self.generation, self.config.vocab_size)
+        sequences = engine_options.setdefault("max_sequences", 32)
+        if engine_options.setdefault("max_batch_tokens", 512) < sequences:
+            engine_options["max_batch_tokens"] = sequences
+        how: Any = {"dtype": dtype, "quantize": quantize, "device": self.model.device}
+        draft = load_draft(draft_model, self.tokenizer, **how, **hub)
+        size = self.tokenizer.vocab_size
+        engine = Engine(self.model, vocab_size=size, draft_model=draft, **engine_options)
         text_side = (self.tokenizer, self.generation, template, load_template)
         self._queries = QueryMaker(engine, *text_side)
-        self._driver = Driver(engine)
+        self._driver = Driver(
+            engine, max_waiting=max_waiting, max_waiting_per_tenant=max_waiting_per_tenant
+        )
+        self._embedder = Embedder(self._driver, self.tokenizer)
+        self._grammars = Grammars(self.tokenizer, self._queries.end_ids)
         self._names = itertools.count()
         # Runs when the object goes, and at the interpreter's exit.
-        self._finalizer = weakref.finalize(self, self._driver.close)
+        self._finalizer = weakref.finalize(self, _close, self._driver, self._grammars)
 
     def close(self) -> None:
         """Stop the engine's thread; what still runs ends with EngineError. Closing again changes
@@ -134,6 +139,20 @@ class LLM:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def prepare_grammars(self) -> None:
+        """Make ready what answers with a grammar need (`response_format` …), which the first one
+        would otherwise wait for. It holds Python's lock for up to half a second, so a server calls
+        it before there is traffic.
+        """
+        self._grammars.prepare()
+
+    @property
+    def driver(self) -> Driver:
+        """The engine's thread: `driver.healthy`, `driver.engine.stats()`,
+        `driver.engine.forget_prefixes()` when a model in memory has been trained on.
+        """
+        return self._driver
 
     @property
     def context_length(self) -> int:
@@ -173,20 +192,7 @@ class LLM:
 
         Errors: RequestError for no ids or ids out of range, ContextLengthError.
         """
-        ids = list(token_ids)
-        if not ids or not all(type(i) is int and 0 <= i < self.config.vocab_size for i in ids):
-            raise RequestError(
-                f"token_ids must be at least one integer from 0 to {self.config.vocab_size - 1}.",
-                param="token_ids",
-            )
-        if len(ids) > self.config.context_length:
-            raise ContextLengthError(len(ids), 0, self.config.context_length, param="token_ids")
-        batch = Batch.from_sequences([ids], self.model.device)
-        if self.config.yarn and len(ids) > self.config.original_context_length:
-            batch.scaled = torch.ones(len(ids), dtype=torch.bool, device=self.model.device)
-        with torch.no_grad():
-            logits: Tensor = self.model(batch)
-        return logits
+        return logits_of(self.model, list(token_ids))
 
     # Chat
 
@@ -215,9 +221,7 @@ class LLM:
         **sampling: Unpack[Sampling],
     ) -> ChatResult:
         """`chat` for coroutines; cancelling it aborts the request."""
-        query = await asyncio.to_thread(
-            self._queries.chat, messages, tools, template_kwargs, sampling
-        )
+        query = await self._prepared(self._queries.chat, messages, tools, template_kwargs, sampling)
         return cast(ChatResult, (await self._acomplete([query], ChatResult))[0])
 
     def chat_many(
@@ -284,7 +288,7 @@ class LLM:
         **sampling: Unpack[Sampling],
     ) -> Completion:
         """`generate` of one prompt for coroutines; cancelling it aborts the request."""
-        query = await asyncio.to_thread(self._queries.raw, prompt, allow_special, sampling)
+        query = await self._prepared(self._queries.raw, prompt, allow_special, sampling)
         return (await self._acomplete([query], Completion))[0]
 
     # Streams
@@ -307,6 +311,7 @@ class LLM:
         query = self._queries.either(
             messages, tools, template_kwargs, prompt, allow_special, sampling
         )
+        query = self._grammars.add_to(query)
         return self._watch(Job([query], self.tokenizer, self._names, live=True))
 
     async def astream(
@@ -321,14 +326,49 @@ class LLM:
     ) -> AsyncGenerator[StreamDelta, None]:
         """`stream` for coroutines. Errors in the input come with the first piece."""
         what = (messages, tools, template_kwargs, prompt, allow_special, sampling)
-        query = await asyncio.to_thread(self._queries.either, *what)
+        query = await self._prepared(self._queries.either, *what)
         job = Job([query], self.tokenizer, self._names, live=True)
         async with aclosing(arun(self._driver, job)) as deltas:
             async for delta in deltas:
                 yield delta
         job.raise_errors()
 
+    # Vectors
+
+    def embed(
+        self,
+        inputs: Sequence[str | Sequence[int]],
+        *,
+        pooling: Pooling = "last",
+        dimensions: int | None = None,
+    ) -> Embeddings:
+        """Vectors of texts or id lists, as `qwenkit.llm.embed` makes them. Errors: RequestError,
+        ContextLengthError, QueueFullError, EngineError.
+        """
+        self._embedder.check(pooling, dimensions)
+        ids = self._embedder.ids(inputs, None)
+        return self._embedder.start(ids, pooling, dimensions).result()
+
+    async def aembed(
+        self,
+        inputs: Sequence[str | Sequence[int]],
+        *,
+        pooling: Pooling = "last",
+        dimensions: int | None = None,
+        max_tokens: int | None = None,
+    ) -> Embeddings:
+        """`embed` for coroutines; cancelling it ends the work. `max_tokens`: of all inputs
+        together.
+        """
+        self._embedder.check(pooling, dimensions)
+        ids = await asyncio.to_thread(self._embedder.ids, inputs, max_tokens)
+        return await asyncio.wrap_future(self._embedder.start(ids, pooling, dimensions))
+
     # The way to the engine
+
+    async def _prepared(self, make: Callable[..., Query], *what: Any) -> Query:
+        """A query, made where the event loop need not wait for it."""
+        return await self._grammars.aadd_to(await asyncio.to_thread(make, *what))
 
     def _watch(self, job: Job) -> Generator[StreamDelta, None, None]:
         yield from run(self._driver, job)
@@ -337,6 +377,7 @@ class LLM:
     def _complete(
         self, queries: list[Query], kind: type[Completion], *, strict: bool
     ) -> list[Completion]:
+        queries = [self._grammars.add_to(query) for query in queries]
         job = Job(queries, self.tokenizer, self._names, live=False)
         with closing(run(self._driver, job)) as deltas:
             for _ in deltas:
@@ -353,17 +394,7 @@ class LLM:
         job.raise_errors()
         return job.results(kind)
 
-    def _check_vocabulary(self) -> None:
-        """The tokenizer and the end ids must fit the model's rows."""
-        size, rows = self.tokenizer.vocab_size, self.config.vocab_size
-        if size > rows:
-            raise ConfigError(
-                f"{self.name}: the tokenizer has {size} tokens, the model only {rows} rows.",
-                "They are not of the same checkpoint; fetch it again.",
-            )
-        wild = [i for i in self.generation.eos_token_ids if i >= size]
-        if wild:
-            raise ConfigError(
-                f"{self.name}: eos_token_id {wild[0]} is not a token; there are {size}.",
-                "Mend generation_config.json or config.json.",
-            )
+
+def _close(driver: Driver, grammars: Grammars) -> None:
+    driver.close()
+    grammars.close()

@@ -5,6 +5,7 @@ runs here.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -13,8 +14,9 @@ from qwenkit.engine import Engine, Request
 from qwenkit.errors import ConfigError, ContextLengthError, RequestError
 from qwenkit.llm.files import TemplateLoader
 from qwenkit.llm.job import Query
-from qwenkit.llm.sampling import resolve
+from qwenkit.llm.sampling import SHAPE, resolve
 from qwenkit.prompt.chat import ChatTemplate, Prompt
+from qwenkit.prompt.constraint import Constraint, constraint_of
 from qwenkit.prompt.fim import fim_stop_ids
 from qwenkit.prompt.messages import tool_names
 from qwenkit.prompt.tokenizer import Tokenizer
@@ -43,6 +45,8 @@ class QueryMaker:
         self._config = engine.model.config
         special = tokenizer.special_ids
         self._turn_ends = [special[token] for token in END_OF_TURN if token in special]
+        self.end_ids = tuple(dict.fromkeys((*generation.eos_token_ids, *self._turn_ends)))
+        """Whatever ends an answer that is held to a grammar."""
 
     @cached_property
     def template(self) -> ChatTemplate:
@@ -68,9 +72,14 @@ class QueryMaker:
         template_kwargs: Mapping[str, Any] | None,
         sampling: Mapping[str, Any],
     ) -> Query:
+        shape = {name: sampling[name] for name in SHAPE if name in sampling}
+        constraint = constraint_of(tools=tools, **shape)
+        if shape.get("tool_choice") == "none":
+            tools = None
         options = {"add_generation_prompt": True, **(template_kwargs or {})}
-        prompt = self.render(messages, tools, **options)
-        return self._query(prompt.ids, sampling, self._turn_ends, tool_names(tools), "messages")
+        prompt = self.render(messages, _without_strict(tools), **options)
+        query = self._query(prompt.ids, sampling, self._turn_ends, constraint, "messages")
+        return replace(query, tools=tool_names(tools))
 
     def raw(
         self, prompt: str | Sequence[int], allow_special: bool, sampling: Mapping[str, Any]
@@ -81,7 +90,11 @@ class QueryMaker:
             ids = list(prompt)
         fills = self.tokenizer.special_ids.get("<|fim_middle|>") in ids
         ends = fim_stop_ids(self.tokenizer) if fills else ()
-        return self._query(ids, sampling, ends, (), "prompt")
+        shape = {name: sampling[name] for name in SHAPE if sampling.get(name) is not None}
+        for name in ("tool_choice", "parallel_tool_calls"):
+            if name in shape:
+                raise RequestError(f"{name} goes with messages and tools.", param=name)
+        return self._query(ids, sampling, ends, constraint_of(**shape), "prompt")
 
     def either(
         self,
@@ -105,7 +118,7 @@ class QueryMaker:
         ids: Sequence[int],
         sampling: Mapping[str, Any],
         ends: Sequence[int],
-        tools: Sequence[str],
+        constraint: Constraint | None,
         param: str,
     ) -> Query:
         """Resolve the parameters and hold the sizes against the context.
@@ -121,12 +134,32 @@ class QueryMaker:
         if self.generation.max_new_tokens:
             limits.append(self.generation.max_new_tokens)
         end_ids = list(dict.fromkeys((*self.generation.eos_token_ids, *ends)))
+        if constraint is not None:
+            if sampling.get("ignore_eos"):
+                raise RequestError(
+                    "ignore_eos and a grammar go against each other.",
+                    "Leave ignore_eos out.",
+                    param="ignore_eos",
+                )
+            end_ids = list(dict.fromkeys((*end_ids, *self.end_ids)))
         default = max(min(limits), 1)
         resolved = resolve(sampling, self.generation, max_tokens=default, end_ids=end_ids)
         if count + resolved.params.max_tokens > context:
             raise ContextLengthError(count, resolved.params.max_tokens, context, param=param)
         self.engine.check(Request("", ids, resolved.params))
-        return Query(ids, resolved, tools)
+        return Query(ids, resolved, constraint=constraint)
+
+
+def _without_strict(tools: Tools | None) -> Tools | None:
+    """`strict` is for the grammar; no model has seen it in its prompt."""
+    if tools is None:
+        return None
+    functions = [tool.get("function", tool) for tool in tools]
+    bare = [{key: f[key] for key in f if key != "strict"} for f in functions]
+    return [
+        {**tool, "function": function} if "function" in tool else function
+        for tool, function in zip(tools, bare, strict=True)
+    ]
 
 
 def as_prompts(prompt: Any) -> tuple[list[Any], bool]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from qwenkit.prompt.tools import Delta, ToolCall
@@ -12,14 +12,28 @@ FinishReason = Literal["stop", "length", "tool_calls", "abort", "error"]
 
 @dataclass(frozen=True)
 class Usage:
-    """Tokens of one call. `completion_tokens` counts all choices, end tokens included."""
+    """Tokens of one call. `completion_tokens` counts all choices, end tokens included;
+    `cached_tokens` are those of the prompt that did not have to be computed; `draft_tokens` were
+    guessed, and `accepted_tokens` of them were right and are part of the completion.
+    """
 
     prompt_tokens: int
     completion_tokens: int
+    cached_tokens: int = 0
+    draft_tokens: int = 0
+    accepted_tokens: int = 0
 
     @property
     def total_tokens(self) -> int:
         return self.prompt_tokens + self.completion_tokens
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds from asking to the first token of any choice, and to the last of all."""
+
+    first: float
+    total: float
 
 
 @dataclass(frozen=True)
@@ -73,6 +87,7 @@ class Completion:
 
     choices: tuple[Choice, ...]
     usage: Usage
+    timing: Timing = field(compare=False)
 
     @property
     def text(self) -> str:
@@ -113,7 +128,8 @@ class ChatResult(Completion):
 class StreamDelta:
     """News of choice `index`: text, or a part of a tool call, or its end.
 
-    The last delta of a choice has its `finish_reason`; the last one of the stream also has `usage`.
+    The last delta of a choice has its `finish_reason`; the last one of the stream also has `usage`
+    and `timing`.
     """
 
     index: int = 0
@@ -122,3 +138,4 @@ class StreamDelta:
     logprobs: tuple[Logprob, ...] = ()
     finish_reason: FinishReason | None = None
     usage: Usage | None = None
+    timing: Timing | None = field(default=None, compare=False)

@@ -59,10 +59,16 @@ def _sink(job: Job, put: Callable[[Parcel], None]) -> Sink:
     watcher each time.
     """
     if job.live:
-        return lambda output: put([output])
+
+        def hand_over(output: RequestOutput) -> None:
+            job.note()
+            put([output])
+
+        return hand_over
     held: dict[str, Parcel] = {request.id: [] for request in job.requests}
 
     def sink(output: RequestOutput) -> None:
+        job.note()
         held[output.id].append(output)
         if output.finished:
             put(held.pop(output.id))

@@ -7,6 +7,7 @@ caller is greedy, whatever the checkpoint says; without a caller's temperature a
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict
@@ -17,6 +18,7 @@ from qwenkit.errors import RequestError
 
 MAX_CHOICES = 128
 MAX_STOP_STRINGS, MAX_STOP_CHARS = 16, 1024
+MAX_TENANT_CHARS, MAX_TIMEOUT = 256, 1e9
 
 
 class Sampling(TypedDict, total=False):
@@ -27,7 +29,12 @@ class Sampling(TypedDict, total=False):
         it), or
     generation_config's max_new_tokens. n: choices, each drawn for itself; with a seed, choice i
     uses seed + i. stop: up to 16 strings that end the text and are not part of it. stop_token_ids:
-    the same for ids. ignore_eos: go on over the model's own end tokens. The others are those of
+    the same for ids. ignore_eos: go on over the model's own end tokens. tenant: whose request it
+    is: tenants have turns when many wait, and share no cached beginnings. queue_timeout: seconds
+    that the request may wait before it is begun; then it ends with EngineError "timeout".
+    response_format, regex, choice, grammar: what the answer must look like, one of them;
+    tool_choice and parallel_tool_calls, only where there are messages: whether tools must be called
+    (all six as in `qwenkit.prompt.constraint`). The others are those of
     `qwenkit.engine.SamplingParams`.
     """
 
@@ -47,15 +54,38 @@ class Sampling(TypedDict, total=False):
     min_tokens: int | None
     logprobs: int | None
     n: int | None
+    tenant: str | None
+    queue_timeout: float | None
+    response_format: Mapping[str, Any] | None
+    regex: str | None
+    choice: Sequence[str] | None
+    grammar: str | None
+    tool_choice: str | Mapping[str, Any] | None
+    parallel_tool_calls: bool | None
+
+
+SHAPE = (
+    "response_format",
+    "regex",
+    "choice",
+    "grammar",
+    "tool_choice",
+    "parallel_tool_calls",
+)
+"""The parameters that say what an answer looks like; `resolve` has nothing to do with them."""
 
 
 @dataclass(frozen=True)
 class Resolved:
-    """`params` for choice 0; `n` choices; `stop` strings, which the engine does not know."""
+    """`params` for choice 0; `n` choices; `stop` strings, which the engine does not know; `tenant`
+    and `deadline` (a moment of `time.monotonic`) of the requests.
+    """
 
     params: SamplingParams
     n: int
     stop: tuple[str, ...]
+    tenant: str = ""
+    deadline: float | None = None
 
     def choice(self, index: int) -> SamplingParams:
         """The params of choice `index`: its own seed, wrapped around at 2**63."""
@@ -72,7 +102,7 @@ def resolve(
 
     Errors: RequestError naming the parameter that is unknown or out of range.
     """
-    values = {key: value for key, value in given.items() if value is not None}
+    values = {k: v for k, v in given.items() if v is not None and k not in SHAPE}
     unknown = sorted(values.keys() - Sampling.__annotations__.keys())
     if unknown:
         known = ", ".join(sorted(Sampling.__annotations__))
@@ -81,6 +111,7 @@ def resolve(
     ignore_eos = values.pop("ignore_eos", False)
     if not isinstance(ignore_eos, bool):
         raise RequestError("ignore_eos must be true or false.", param="ignore_eos")
+    tenant, deadline = _tenant(values.pop("tenant", "")), _deadline(values)
     values.setdefault("max_tokens", max_tokens)
     values.setdefault("repetition_penalty", defaults.repetition_penalty)
     values.setdefault("temperature", defaults.temperature if defaults.do_sample else 0.0)
@@ -90,7 +121,24 @@ def resolve(
     params = SamplingParams(**values)  # checks stop_token_ids before they are joined
     if not ignore_eos:
         params = params.replace(stop_token_ids=tuple(dict.fromkeys((*end_ids, *extra))))
-    return Resolved(params, n, stop)
+    return Resolved(params, n, stop, tenant, deadline)
+
+
+def _tenant(tenant: object) -> str:
+    if not isinstance(tenant, str) or len(tenant) > MAX_TENANT_CHARS:
+        raise RequestError(
+            f"tenant must be a text of at most {MAX_TENANT_CHARS} characters.", param="tenant"
+        )
+    return tenant
+
+
+def _deadline(values: dict[str, Any]) -> float | None:
+    timeout = values.pop("queue_timeout", None)
+    if timeout is None:
+        return None
+    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not timeout > 0:
+        raise RequestError("queue_timeout must be a number of seconds.", param="queue_timeout")
+    return time.monotonic() + min(float(timeout), MAX_TIMEOUT)
 
 
 def _count(n: object) -> int:

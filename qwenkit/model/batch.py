@@ -18,7 +18,7 @@ class PagedKV:
     """Where this step's keys and values go, and where each sequence's older ones are."""
 
     k: list[Tensor]
-    """One (B, T, K, D) cache for each layer."""
+    """One cache for each layer, as in `qwenkit.ops`: (B, T, K, D)."""
     v: list[Tensor]
     slots: Tensor
     """(N) int64: block · T + offset of each new token."""

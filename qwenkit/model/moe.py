@@ -8,6 +8,7 @@ experts per token.
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qwenkit.config import ModelConfig
@@ -33,7 +34,10 @@ class SparseMLP(nn.Module):
         weights, chosen = self.gate(x).softmax(-1, dtype=torch.float32).topk(self.top_k)  # (N, k)
         if self.renormalise:
             weights = weights / weights.sum(-1, keepdim=True)
-        out: Tensor = self.shared_expert_gate(x).sigmoid() * self.shared_expert(x)
+        # The sigmoid as a softmax against zero: in its last bit, a column's sigmoid depends on the
+        # number of rows.
+        gate = F.pad(self.shared_expert_gate(x), (0, 1)).softmax(-1)[:, :1]
+        out: Tensor = gate * self.shared_expert(x)
         for index in chosen.unique().tolist():
             rows, which = (chosen == index).nonzero(as_tuple=True)
             part = self.experts[index](x[rows]) * weights[rows, which, None].to(x.dtype)

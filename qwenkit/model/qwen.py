@@ -45,7 +45,8 @@ class Block(nn.Module):
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, batch: Batch) -> Tensor:
         """x (N, C) → (N, C). Fused, x is changed in place."""
         kv = batch.kv
-        if self.fused is not None and kv is not None and not torch.is_grad_enabled():
+        fits = kv is not None and kv.k[0].is_floating_point()
+        if self.fused is not None and kv is not None and fits and not torch.is_grad_enabled():
             cache = (kv.k[self.self_attn.layer], kv.v[self.self_attn.layer])
             where = (kv.slots, kv.block_tables, kv.context_lens, batch.cu_seqlens)
             return self.fused(x, (cos, sin), cache, *where)
@@ -96,10 +97,18 @@ class Qwen(nn.Module):
 
     def logits(self, x: Tensor) -> Tensor:
         """x (M, C) → (M, V) float32."""
-        if self.lm_head is None:
-            return ops.linear(x, self.model.embed_tokens.weight).float()
-        out: Tensor = self.lm_head(x)
+        head = self.lm_head
+        if head is None:
+            return ops.head(x, self.model.embed_tokens.weight)
+        if isinstance(head, Linear):
+            return ops.head(x, head.weight)
+        out: Tensor = head(x.float())
         return out.float()
+
+    @property
+    def fused(self) -> bool:
+        """Whether every layer is one kernel."""
+        return all(getattr(layer, "fused", None) is not None for layer in self.model.layers)
 
     @property
     def device(self) -> torch.device:

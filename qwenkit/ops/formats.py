@@ -38,22 +38,17 @@ _ROWS_AT_ONCE = 1 << 21
 class Format:
     """`block`: numbers that share a scale by the format itself, 0 where the group is free.
     `block_bytes`: bytes of a block. `group_size`: the default, 0 for one group for each row.
-    `writable`: whether `quantize` makes it.
     """
 
     block: int
     block_bytes: int
     group_size: int
-    writable: bool
 
 
 FORMATS: dict[str, Format] = {
-    "int4": Format(0, 0, 128, True),
-    "int8": Format(0, 0, 128, True),
-    **{
-        name: Format(kind.block, kind.block_bytes, kind.block, kind.encode is not None)
-        for name, kind in TYPES.items()
-    },
+    "int4": Format(0, 0, 128),
+    "int8": Format(0, 0, 128),
+    **{name: Format(kind.block, kind.block_bytes, kind.block) for name, kind in TYPES.items()},
 }
 
 
@@ -108,10 +103,12 @@ def quantize(
             have a choice.
         symmetric: int4 with the zero at 8; otherwise each group has a zero of its own.
 
-    Errors: OptionError for a format that is unknown or only read, for a group size that it cannot
-        have, and for a width that is no multiple of its block.
+    Errors: OptionError for an unknown format, for a group size that it cannot have, and for a width
+        that is no multiple of its block.
     """
-    spec = _writable(format)
+    spec = FORMATS.get(format)
+    if spec is None:
+        raise OptionError(f"There is no format {format!r}.", f"Use one of {', '.join(FORMATS)}.")
     out, width = weight.shape
     group = spec.group_size if group_size is None else group_size
     if spec.block and (group != spec.block or width % spec.block):
@@ -131,21 +128,12 @@ def quantize(
     return Packed(format, (out, width), tensors, group)
 
 
-def _writable(format: str) -> Format:
-    spec = FORMATS.get(format)
-    if spec is None or not spec.writable:
-        known = ", ".join(name for name, row in FORMATS.items() if row.writable)
-        raise OptionError(f"{format!r} is no format to quantise to.", f"Use one of {known}.")
-    return spec
-
-
 def _quantize_rows(weight: Tensor, format: str, group: int, symmetric: bool) -> dict[str, Tensor]:
     if format == "int4":
         return quantize_int4(weight, group, symmetric)
     if format == "int8":
         return quantize_int8(weight, group)
     encode = TYPES[format].encode
-    assert encode is not None, format
     return {"blocks": encode(weight.reshape(-1, group)).reshape(len(weight), -1)}
 
 

@@ -1,4 +1,4 @@
-"""The block formats of GGUF files: bytes to numbers, exactly by definition, and back where simple.
+"""The block formats of GGUF files: bytes to numbers, exactly by definition.
 
 A row of a weight is a run of blocks. A block holds 32 or 256 numbers as small codes with their
 scales: w = d · code, w = d · (code − zero) or w = d · code + m, where d and m are float16 (of the
@@ -7,7 +7,7 @@ each type. Products are rounded to float32 in the order of the definition, so re
 bit by bit as ggml's own.
 
 Source: the layouts in ggml-common.h and the loops in ggml-quants.c of the llama.cpp project.
-Not covered: writing the K types, the IQ and TQ types, Q8_1 and Q8_K (which no file holds).
+Not covered: the IQ and TQ types, Q8_1 and Q8_K (which no file holds). Writing: `gguf_encode.py`.
 Legend: B blocks; E numbers of a block; the blocks of one or many rows as (B, bytes) uint8.
 """
 
@@ -19,17 +19,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from qwenkit.ops import gguf_encode
+
 
 @dataclass(frozen=True)
 class BlockType:
-    """`decode`: (B, block_bytes) uint8 → (B, block) float32; `encode` is its approximate inverse,
-    None where this package does not write the type.
-    """
+    """`decode`: (B, block_bytes) uint8 → (B, block) float32; `encode`: back, as near as can be."""
 
     block: int
     block_bytes: int
     decode: Callable[[Tensor], Tensor]
-    encode: Callable[[Tensor], Tensor] | None = None
+    encode: Callable[[Tensor], Tensor]
 
 
 def _half(b: Tensor, at: int) -> Tensor:
@@ -139,99 +139,18 @@ def _decode_q6_k(b: Tensor) -> Tensor:
     return (step[:, :, None] * codes.reshape(-1, 16, 16)).flatten(1)
 
 
-def _as_half(x: Tensor) -> Tensor:
-    """(B, 1) float32 → its two bytes as float16, (B, 2)."""
-    return x.to(torch.float16).contiguous().view(torch.uint8)
-
-
-def _inverse(x: Tensor) -> Tensor:
-    return torch.where(x == 0, torch.zeros_like(x), 1 / x)
-
-
-def _join_nibbles(codes: Tensor) -> Tensor:
-    low, high = codes.to(torch.uint8).chunk(2, dim=-1)
-    return low | high << 4
-
-
-def _join_fifth_bits(codes: Tensor) -> Tensor:
-    bits = (codes.to(torch.uint8) >> 4).reshape(-1, 4, 8)
-    shifts = torch.arange(8, dtype=torch.uint8, device=codes.device)
-    return (bits << shifts).sum(-1, dtype=torch.uint8)
-
-
-def _round(x: Tensor) -> Tensor:
-    """To the nearest integer, halves away from zero, as C's roundf."""
-    return torch.trunc(x + torch.copysign(torch.full_like(x, 0.5), x))
-
-
-def _encode_f32(x: Tensor) -> Tensor:
-    return x.contiguous().view(torch.uint8)
-
-
-def _encode_f16(x: Tensor) -> Tensor:
-    return x.to(torch.float16).view(torch.uint8)
-
-
-def _encode_bf16(x: Tensor) -> Tensor:
-    return x.to(torch.bfloat16).view(torch.uint8)
-
-
-def _encode_q8_0(x: Tensor) -> Tensor:
-    d = x.abs().amax(1, keepdim=True) / 127
-    codes = _round(x * _inverse(d)).to(torch.int8).view(torch.uint8)
-    return torch.cat((_as_half(d), codes), dim=1)
-
-
-def _signed(x: Tensor, steps: int) -> tuple[Tensor, Tensor]:
-    """Scale and codes 0 … 2·steps − 1 around `steps`: the number farthest from 0 gets code 0."""
-    farthest = x.gather(1, x.abs().argmax(1, keepdim=True))
-    d = farthest / -steps
-    codes = torch.trunc(x * _inverse(d) + (steps + 0.5)).clamp(0, 2 * steps - 1)
-    return d, codes
-
-
-def _affine(x: Tensor, top: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Scale, least number, and codes 0 … top."""
-    least = x.amin(1, keepdim=True)
-    d = (x.amax(1, keepdim=True) - least) / top
-    codes = torch.trunc((x - least) * _inverse(d) + 0.5).clamp(0, top)
-    return d, least, codes
-
-
-def _encode_q4_0(x: Tensor) -> Tensor:
-    d, codes = _signed(x, 8)
-    return torch.cat((_as_half(d), _join_nibbles(codes)), dim=1)
-
-
-def _encode_q4_1(x: Tensor) -> Tensor:
-    d, least, codes = _affine(x, 15)
-    return torch.cat((_as_half(d), _as_half(least), _join_nibbles(codes)), dim=1)
-
-
-def _encode_q5_0(x: Tensor) -> Tensor:
-    d, codes = _signed(x, 16)
-    low = torch.remainder(codes, 16)
-    return torch.cat((_as_half(d), _join_fifth_bits(codes), _join_nibbles(low)), dim=1)
-
-
-def _encode_q5_1(x: Tensor) -> Tensor:
-    d, least, codes = _affine(x, 31)
-    low = _join_nibbles(torch.remainder(codes, 16))
-    return torch.cat((_as_half(d), _as_half(least), _join_fifth_bits(codes), low), dim=1)
-
-
 TYPES: dict[str, BlockType] = {
-    "f32": BlockType(1, 4, _decode_f32, _encode_f32),
-    "f16": BlockType(1, 2, _decode_f16, _encode_f16),
-    "bf16": BlockType(1, 2, _decode_bf16, _encode_bf16),
-    "q8_0": BlockType(32, 34, _decode_q8_0, _encode_q8_0),
-    "q4_0": BlockType(32, 18, _decode_q4_0, _encode_q4_0),
-    "q4_1": BlockType(32, 20, _decode_q4_1, _encode_q4_1),
-    "q5_0": BlockType(32, 22, _decode_q5_0, _encode_q5_0),
-    "q5_1": BlockType(32, 24, _decode_q5_1, _encode_q5_1),
-    "q2_k": BlockType(256, 84, _decode_q2_k),
-    "q3_k": BlockType(256, 110, _decode_q3_k),
-    "q4_k": BlockType(256, 144, _decode_q4_k),
-    "q5_k": BlockType(256, 176, _decode_q5_k),
-    "q6_k": BlockType(256, 210, _decode_q6_k),
+    "f32": BlockType(1, 4, _decode_f32, gguf_encode.encode_f32),
+    "f16": BlockType(1, 2, _decode_f16, gguf_encode.encode_f16),
+    "bf16": BlockType(1, 2, _decode_bf16, gguf_encode.encode_bf16),
+    "q8_0": BlockType(32, 34, _decode_q8_0, gguf_encode.encode_q8_0),
+    "q4_0": BlockType(32, 18, _decode_q4_0, gguf_encode.encode_q4_0),
+    "q4_1": BlockType(32, 20, _decode_q4_1, gguf_encode.encode_q4_1),
+    "q5_0": BlockType(32, 22, _decode_q5_0, gguf_encode.encode_q5_0),
+    "q5_1": BlockType(32, 24, _decode_q5_1, gguf_encode.encode_q5_1),
+    "q2_k": BlockType(256, 84, _decode_q2_k, gguf_encode.encode_q2_k),
+    "q3_k": BlockType(256, 110, _decode_q3_k, gguf_encode.encode_q3_k),
+    "q4_k": BlockType(256, 144, _decode_q4_k, gguf_encode.encode_q4_k),
+    "q5_k": BlockType(256, 176, _decode_q5_k, gguf_encode.encode_q5_k),
+    "q6_k": BlockType(256, 210, _decode_q6_k, gguf_encode.encode_q6_k),
 }

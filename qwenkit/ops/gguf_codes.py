@@ -1,8 +1,8 @@
 """GGUF's integer blocks taken apart for the kernels: whole-number codes here, scales there.
 
 `gguf_blocks.py` says what the bytes mean and turns them into numbers; here nothing is multiplied,
-so nothing is rounded. Codes of 4 bits are 0 … 15, and where a format has no offsets they count from
-8; codes of 8 bits are signed.
+so nothing is rounded. Codes of 4 and 5 bits are not negative, and where a format has no offsets
+they count from 8 and 16; codes of 8 bits are signed.
 Source: the layouts in ggml-common.h of the llama.cpp project.
 Legend: O outputs, I inputs, B blocks of a row, n groups, u units of 16 or 32 inputs.
 """
@@ -85,12 +85,12 @@ def _q4_1(b: Tensor) -> Plain:
 
 def _q5_0(b: Tensor) -> Plain:
     codes = _row(_nibbles(b[..., 6:]) | _fifths(b[..., 2:6]))
-    return Plain(8, _less(codes, 16), False, 32, "float16", _half(b, 0))
+    return Plain(5, codes, False, 32, "float16", _half(b, 0))
 
 
 def _q5_1(b: Tensor) -> Plain:
-    codes = _row(_nibbles(b[..., 8:]) | _fifths(b[..., 4:8])).view(torch.int8)
-    return Plain(8, codes, False, 32, "float16", _half(b, 0), "float16", _half(b, 2))
+    codes = _row(_nibbles(b[..., 8:]) | _fifths(b[..., 4:8]))
+    return Plain(5, codes, False, 32, "float16", _half(b, 0), "float16", _half(b, 2))
 
 
 def _q8_0(b: Tensor) -> Plain:
@@ -134,8 +134,8 @@ def _q4_k(b: Tensor) -> Plain:
 def _q5_k(b: Tensor) -> Plain:
     low = _cut(_nibbles(_cut(b[..., 48:], 32)).flatten(2), 32)
     high = torch.stack([b[..., 16:48] >> shift & 1 for shift in range(8)], dim=2)
-    codes = _row(low | high << 4).view(torch.int8)
-    return _with_minima(8, codes, False, _half(b, 0), _half(b, 2), _six_bits(b[..., 4:16]))
+    codes = _row(low | high << 4)
+    return _with_minima(5, codes, False, _half(b, 0), _half(b, 2), _six_bits(b[..., 4:16]))
 
 
 def _q6_k(b: Tensor) -> Plain:

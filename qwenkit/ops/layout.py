@@ -3,10 +3,9 @@
     weight = repack(packed)          # a KernelWeight, or None where no kernel takes the format
     weight.dense()                   # bit by bit what formats.dequantize(packed) is
 
-Every integer format becomes 4- or 8-bit codes with scales for each 16 or 32 inputs or a multiple of
-it; csrc/qlinear.inc describes the order. Nothing is rounded: scales that are products of two
-numbers in the file stay two numbers. Formats that fill less than 8 bits and do not fit into 4 (q5,
-q6_k) take 8 here.
+Every integer format becomes codes of 4, 5 or 8 bits with scales for each 16 or 32 inputs or a
+multiple of it; csrc/qlinear.inc describes the order. Nothing is rounded: scales that are products
+of two numbers in the file stay two numbers. The 6 bits of q6_k take 8 here.
 
 Not covered: float formats, and int4/int8 with groups that are no multiple of 16.
 Legend: O outputs, I inputs, L rows of a tile, T tiles, n groups, u units of 16 or 32 inputs.
@@ -35,6 +34,7 @@ except ImportError:  # cpu.available() tells; nothing here is called then
 
 SCALE_KINDS = {"float32": 0, "float16": 1, "super_unsigned": 2, "super_signed": 3}
 OFFSET_KINDS = {"none": 0, "float32": 1, "float16": 2, "zeros": 3, "super_unsigned": 4}
+_MIDDLE = {4: 8, 5: 16, 8: 0}
 _ROWS_AT_ONCE = 1 << 20
 """Numbers that are made at once, a bound of the working memory."""
 
@@ -115,7 +115,7 @@ class KernelWeight:
         if offset == OFFSET_KINDS["zeros"]:
             out = (codes - coarse("offsets")) * scale
         elif offset == OFFSET_KINDS["none"]:
-            out = (codes - 8 if self.bits == 4 else codes) * scale
+            out = (codes - _MIDDLE[self.bits]) * scale
         elif offset == OFFSET_KINDS["super_unsigned"]:
             fine = self.tensors["fine_offsets"][tile, :, row].float()[:, :, None]
             out = scale * codes - coarse("offsets") * fine
@@ -126,8 +126,11 @@ class KernelWeight:
     def _codes(self, tile: Tensor, row: Tensor) -> Tensor:
         """(M, u, 16 or 32) of the rows asked for."""
         found = self.tensors["codes"][tile, :, :, row].flatten(2)  # (M, blocks, bits · 4)
-        if self.bits == 4:
-            found = torch.cat((found & 15, found >> 4), dim=2)
+        if self.bits < 8:
+            low, fifth = found[..., :16], found[..., 16:]
+            found = torch.cat((low & 15, low >> 4), dim=2)
+            if self.bits == 5:
+                found |= torch.cat([fifth >> j & 1 for j in range(8)], dim=2) << 4
         else:
             found = found.view(torch.int8)
         unit = 16 if self.halves else 32

@@ -71,8 +71,8 @@ def paged_attention(
         start, end = spans[s]
         if end - start != 1:
             blocks = block_tables[s, : -(-context // k_cache.shape[1])].long()
-            k = k_cache[blocks].flatten(0, 1)[:context]  # (context, K, D)
-            v = v_cache[blocks].flatten(0, 1)[:context]
+            k = unpack_rows(k_cache[blocks].flatten(0, 1)[:context])  # (context, K, D)
+            v = unpack_rows(v_cache[blocks].flatten(0, 1)[:context])
             out[start:end] = _attend(q[start:end], k, v, scale, window)
     return out
 
@@ -122,8 +122,12 @@ def _decode(
     # What nobody wrote may hold anything, and nan survives a mask: read the sequence's first
     # token there instead.
     slots = torch.where(mask, slots, slots[:, :1]).flatten()
-    k = k_cache.view(-1, shape.numel()).index_select(0, slots).view(-1, longest, *shape).to(q.dtype)
-    v = v_cache.view(-1, shape.numel()).index_select(0, slots).view(-1, longest, *shape).to(q.dtype)
+
+    def read(cache: Tensor) -> Tensor:
+        rows = cache.view(-1, shape.numel()).index_select(0, slots).view(-1, longest, *shape)
+        return unpack_rows(rows).to(q.dtype)  # (S, longest, K, D)
+
+    k, v = read(k_cache), read(v_cache)
     if window is not None:
         mask = mask & (key >= end - window)
     out = F.scaled_dot_product_attention(
@@ -138,8 +142,26 @@ def _decode(
 
 
 def store_kv(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor) -> None:
-    k_cache.view(-1, *k_cache.shape[2:])[slots] = k.to(k_cache.dtype)
-    v_cache.view(-1, *v_cache.shape[2:])[slots] = v.to(v_cache.dtype)
+    for new, cache in ((k, k_cache), (v, v_cache)):
+        rows = pack_rows(new) if cache.dtype == torch.int8 else new.to(cache.dtype)
+        cache.view(-1, *cache.shape[2:])[slots] = rows
+
+
+def pack_rows(x: Tensor) -> Tensor:
+    """x (…, D) → (…, D + 4) int8: codes from -127 to 127 and the four bytes of their float32
+    scale, a 127th of the largest magnitude.
+    """
+    x = x.float()
+    scale = x.abs().amax(-1, keepdim=True) / 127
+    codes = (x / torch.where(scale > 0, scale, 1.0)).round().to(torch.int8)
+    return torch.cat((codes, scale.contiguous().view(torch.int8)), dim=-1)
+
+
+def unpack_rows(rows: Tensor) -> Tensor:
+    """What `pack_rows` was given, rounded, in float32; rows of another dtype are as they are."""
+    if rows.dtype != torch.int8:
+        return rows
+    return rows[..., :-4].float() * rows[..., -4:].contiguous().view(torch.float32)
 
 
 def token_logprobs(logits: Tensor, targets: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ from typing import Any
 
 from qwenkit.options.base import Options, env_name, flag_name, opt, suggest, unknown_name
 from qwenkit.options.resolve import read_section, resolve, write_resolved
+from qwenkit.options.serve import ServeOptions
 from qwenkit.options.train import EvalOptions, PretrainOptions, SftOptions, TokenizerOptions
 from qwenkit.options.verbs import (
     DEFAULT_MODEL,
@@ -34,6 +35,7 @@ VERBS: dict[str, type[Options]] = {
     for cls in (
         ChatOptions,
         RunOptions,
+        ServeOptions,
         PullOptions,
         ListOptions,
         ShowOptions,
@@ -88,6 +90,7 @@ __all__ = [
     "RandomCheckpointOptions",
     "RunOptions",
     "SchemaOptions",
+    "ServeOptions",
     "SftOptions",
     "ShowOptions",
     "TokenizerOptions",

@@ -80,6 +80,19 @@ class LoadOptions(ModelOptions):
         aliases=("context", "ctx_size"),
         group="loading",
     )
+    speculate: Literal["lookup", "draft"] | None = opt(
+        None,
+        "guess tokens and check several at once, from the text so far or by a draft model; "
+        "the answer stays the same",
+        group="loading",
+        metavar="lookup|draft",
+    )
+    draft_model: str | None = opt(
+        None,
+        "smaller model of the same family for --speculate draft",
+        group="loading",
+        metavar="MODEL",
+    )
 
 
 class AnswerOptions(LoadOptions):

@@ -36,7 +36,7 @@ from jinja2.exceptions import SecurityError
 from qwenkit.errors import FormatError, RequestError, TemplateError
 from qwenkit.prompt.messages import canonical, check_messages, check_tools, plain
 from qwenkit.prompt.rewrite import GENERATION_END, GENERATION_START, MARK, RESERVED
-from qwenkit.prompt.sandbox import MessagesRefusedError, Sandbox
+from qwenkit.prompt.sandbox import LIMIT_SOURCE, MessagesRefusedError, Sandbox
 from qwenkit.prompt.tokenizer import Tokenizer
 from qwenkit.utils import read_json
 
@@ -320,6 +320,8 @@ def _find_template(directory: Path) -> tuple[str, str | None] | None:
     single = directory / "chat_template.jinja"
     if single.exists():
         try:
+            if not single.is_file() or single.stat().st_size > 4 * LIMIT_SOURCE:
+                raise OSError("it is no file, or too large")  # reading a pipe would wait for ever
             return single.read_bytes().decode("utf-8"), None
         except (OSError, UnicodeDecodeError) as error:
             raise TemplateError(

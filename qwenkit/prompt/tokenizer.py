@@ -33,6 +33,7 @@ from qwenkit.prompt.tokenizer_files import (
     read_spec,
 )
 
+LONG_TEXT = 4096
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _TO_LATIN1 = {ord(char): chr(byte) for byte, char in byte_alphabet().items()}
 
@@ -112,7 +113,10 @@ class Tokenizer:
         return encoding.ids, [start for start, _ in encoding.offsets]
 
     def _encode_plain(self, text: str) -> list[int]:
-        return self._bpe.encode(text, add_special_tokens=False).ids if text else []
+        if len(text) <= LONG_TEXT:
+            return self._bpe.encode(text, add_special_tokens=False).ids if text else []
+        # Many texts at once leave Python's lock to other threads meanwhile, a single one does not.
+        return self._bpe.encode_batch_fast([text], add_special_tokens=False)[0].ids
 
     def split_special(self, text: str) -> Iterator[tuple[str, bool]]:
         """Cut text at its added tokens: (piece, whether it is one), empty pieces left out."""

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -44,6 +45,7 @@ class FakeLLM:
     closed: int = 0
     aborted: int = 0
     context_length: int = 512
+    template: Any = field(default_factory=lambda: SimpleNamespace(is_fallback=False))
     generation: GenerationConfig = field(
         default_factory=lambda: GenerationConfig(do_sample=True, temperature=0.7, top_k=20)
     )

@@ -96,6 +96,9 @@ def test_help_takes_less_than_a_third_of_a_second() -> None:
         (["run", "tiny", "hi"], 2, '-p "your prompt"'),
         (["run", "--config", "none.yaml", "-p", "x"], 2, "none.yaml cannot be read"),
         (["run", "no such model", "-p", "hi"], 1, "org/name"),
+        (["run", "elephant", "-p", "hi"], 1, "Built in: tiny and tiny-instruct."),
+        (["run", "--model", "tiny", "-p", "hi"], 2, "Write it without: `qwenkit run MODEL`."),
+        (["config-schema", "train", "stf"], 2, "Did you mean sft?"),
         (["run", "Qwen/Qwen2.5-0.5B-Instruct", "-p", "hi"], 1, "HF_HUB_OFFLINE"),
         (["run", "-p"], 2, "expected one argument"),
         (["run", "-p", ""], 2, "The prompt is empty."),
@@ -193,6 +196,7 @@ def test_options_from_everywhere(
 
 def test_the_schema_is_printed(cli: Callable[..., Any]) -> None:
     assert json.loads(cli("config-schema", "sft").out)["title"] == "qwenkit sft"
+    assert cli("config-schema", "train", "sft").out == cli("config-schema", "sft").out
     assert "pretrain" in json.loads(cli("config-schema").out)["properties"]
 
 

@@ -6,6 +6,7 @@ import io
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -40,6 +41,16 @@ def test_only_the_answer_is_printed(
         }
     ]
     assert llm.closed == 1
+
+
+def test_a_model_without_a_template_is_mentioned(
+    cli: Callable[..., Any], fake: Callable[..., Any], text: Any
+) -> None:
+    fake(text("ok"), text("ok")).template = SimpleNamespace(is_fallback=True)
+    ran = cli("run", "-p", "x")
+    assert (ran.code, ran.out) == (0, "ok\n")
+    assert ran.err.startswith("note: tiny-instruct has no chat template;") and "--raw" in ran.err
+    assert cli("run", "--raw", "-p", "x").err == ""
 
 
 def test_json(cli: Callable[..., Any], fake: Callable[..., Any], text: Any) -> None:

@@ -8,9 +8,11 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
+import torch
 
 from qwenkit.engine import Driver, Engine, Request, RequestOutput, SamplingParams
-from qwenkit.errors import EngineError, RequestError
+from qwenkit.engine.driver import leave_cores_to_kernels
+from qwenkit.errors import EngineError, QueueFullError, RequestError
 from qwenkit.model.qwen import Qwen
 
 Complete = Callable[..., list[list[int]]]
@@ -123,7 +125,7 @@ def test_nobody_hangs_when_the_engine_itself_fails(
 ) -> None:
     box: queue.SimpleQueue[RequestOutput] = queue.SimpleQueue()
 
-    def fail() -> None:
+    def fail(now: float) -> None:
         raise RuntimeError("a bug")
 
     monkeypatch.setattr(driver.engine.scheduler, "schedule", fail)
@@ -133,3 +135,167 @@ def test_nobody_hangs_when_the_engine_itself_fails(
     monkeypatch.undo()
     driver.submit([Request("b", [1], SamplingParams(max_tokens=5))], box.put)
     assert len(ids(collect(box)["b"])) == 5
+
+
+def test_a_thread_that_dies_leaves_nobody_waiting(
+    model: Qwen, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    driver = Driver(Engine(model, num_blocks=128))
+    box: queue.SimpleQueue[RequestOutput] = queue.SimpleQueue()
+
+    def fail(request_id: str) -> None:
+        raise RuntimeError("the books are wrong")
+
+    assert driver.healthy and driver.busy_seconds == 0
+    monkeypatch.setattr(driver.engine, "abort", fail)
+    driver.submit([Request("a", [1], SamplingParams(max_tokens=250))], box.put)
+    driver.abort(["a"])
+    end = collect(box)["a"][-1]
+    assert (end.finish_reason, end.code) == ("error", "failed")
+    assert "books are wrong" in str(end.error) and "thread has died" in caplog.text
+    assert not driver.healthy
+    with pytest.raises(EngineError, match="died") as caught:
+        driver.submit([Request("b", [1], SamplingParams())], box.put)
+    assert caught.value.code == "failed"
+    driver.close()
+
+
+def test_a_step_that_hangs_shows(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+    box: queue.SimpleQueue[RequestOutput] = queue.SimpleQueue()
+    inside, release, step = threading.Event(), threading.Event(), driver.engine.step
+
+    def hanging() -> list[RequestOutput]:
+        inside.set()
+        assert release.wait(20)
+        return step()
+
+    monkeypatch.setattr(driver.engine, "step", hanging)
+    driver.submit([Request("a", [1], SamplingParams(max_tokens=1))], box.put)
+    assert inside.wait(20)
+    time.sleep(0.02)
+    assert driver.busy_seconds > 0.01 and driver.healthy
+    release.set()
+    collect(box)
+    monkeypatch.undo()
+    deadline = time.monotonic() + 10
+    while driver.busy_seconds and time.monotonic() < deadline:
+        time.sleep(0.001)
+    assert driver.busy_seconds == 0
+
+
+class Gate:
+    """Holds the engine's thread before its next step."""
+
+    def __init__(self, driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.open, step = threading.Event(), driver.engine.step
+
+        def gated() -> list[RequestOutput]:
+            assert self.open.wait(20)
+            return step()
+
+        monkeypatch.setattr(driver.engine, "step", gated)
+
+
+def batch(names: str, tenant: str = "") -> list[Request]:
+    return [Request(n, [1, 2], SamplingParams(max_tokens=2), tenant=tenant) for n in names]
+
+
+def test_what_is_too_much_is_refused_at_once_and_as_a_whole(
+    model: Qwen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver = Driver(Engine(model, num_blocks=128, max_sequences=2), max_waiting=3)
+    gate, box = Gate(driver, monkeypatch), queue.SimpleQueue[RequestOutput]()
+    driver.submit(batch("abcd"), box.put)
+    with pytest.raises(QueueFullError, match="All 3 waiting places") as caught:
+        driver.submit(batch("ef"), box.put)
+    assert 1 <= caught.value.retry_after <= 30 and caught.value.tenant is None
+    driver.submit(batch("e"), box.put)
+    with pytest.raises(QueueFullError):
+        driver.submit(batch("f"), box.put)
+    gate.open.set()
+    assert sorted(collect(box, 5)) == list("abcde")
+    driver.submit(batch("fghij"), box.put)
+    assert sorted(collect(box, 5)) == list("fghij")
+    driver.close()
+    assert not driver._open
+
+
+def test_one_tenant_cannot_take_all_waiting_places(
+    model: Qwen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = Engine(model, num_blocks=128, max_sequences=2)
+    driver = Driver(engine, max_waiting_per_tenant=3)
+    gate, box = Gate(driver, monkeypatch), queue.SimpleQueue[RequestOutput]()
+    driver.submit(batch("abc", "greedy"), box.put)
+    with pytest.raises(QueueFullError, match="This client's 3 waiting places") as caught:
+        driver.submit(batch("d", "greedy"), box.put)
+    assert caught.value.tenant == "greedy"
+    driver.submit(batch("xyz", "modest"), box.put)
+    gate.open.set()
+    collect(box, 6)
+    driver.close()
+
+
+def test_a_deadline_that_passes_while_waiting_ends_the_request(
+    driver: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate, box = Gate(driver, monkeypatch), queue.SimpleQueue[RequestOutput]()
+    late = Request("late", [1], SamplingParams(), deadline=time.monotonic() + 0.01)
+    good = Request("good", [1], SamplingParams(max_tokens=2), deadline=time.monotonic() + 60)
+    driver.submit([late, good], box.put)
+    time.sleep(0.02)
+    gate.open.set()
+    outputs = collect(box, 2)
+    assert [(o.finish_reason, o.code) for o in outputs["late"]] == [("error", "timeout")]
+    assert outputs["good"][-1].finish_reason == "length"
+    assert late.num_computed == 0 and driver.engine.stats().prompt_tokens == 1
+
+
+@pytest.mark.parametrize("stage", ["waiting", "prefill", "decode", "paused"])
+def test_an_abort_takes_effect_within_one_step(stage: str, model: Qwen) -> None:
+    engine = Engine(
+        model, num_blocks=8, block_size=8, max_batch_tokens=8, max_sequences=2, prefix_cache=False
+    )
+    scheduler = engine.scheduler
+    victim = Request("v", [3] * 20, SamplingParams(max_tokens=40))
+    others = [Request(str(i), [5] * 3, SamplingParams(max_tokens=30)) for i in range(2)]
+    if stage == "waiting":
+        for other in others:
+            engine.add(other)
+        engine.step()
+    elif stage == "paused":
+        engine.add(others[0])
+    engine.add(victim)
+    where = {
+        "waiting": lambda: victim.waits,
+        "prefill": lambda: 0 < victim.num_computed < 20,
+        "decode": lambda: victim.num_output > 2,
+        "paused": lambda: victim in scheduler.paused,
+    }[stage]
+    for _ in range(60):
+        engine.step()
+        if where():
+            break
+    assert where()
+    engine.abort("v")
+    assert "v" not in engine.runner._rows and not victim.blocks
+    assert [o.finish_reason for o in engine.step() if o.id == "v"] == ["abort"]
+    for other in others:
+        engine.abort(other.id)
+    engine.step()
+    assert not engine.has_work and engine.stats().kv_usage == 0
+    assert len(engine.runner._free_rows) == 2 and not engine._requests
+
+
+def test_pytorch_keeps_to_one_thread_there_and_nowhere_else() -> None:
+    before, seen = torch.get_num_threads(), []
+
+    def work() -> None:
+        leave_cores_to_kernels()
+        seen.append(torch.get_num_threads())
+
+    for target in (work, lambda: seen.append(torch.get_num_threads())):
+        thread = threading.Thread(target=target)
+        thread.start()
+        thread.join()
+    assert seen == [1, before] and torch.get_num_threads() == before

@@ -13,7 +13,10 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from qwenkit.engine import Engine, Request, RequestOutput, SamplingParams
 from qwenkit.errors import ContextLengthError, OptionError, OutOfMemoryError, RequestError
+from qwenkit.io.hub import ASSETS
+from qwenkit.model.load import load_model
 from qwenkit.model.qwen import Qwen
+from qwenkit.prompt.tokenizer import Tokenizer
 
 STEPS = 64
 YARN = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
@@ -292,10 +295,11 @@ def test_pad_rows_of_the_vocabulary_are_never_drawn(
         ("num_blocks", -1),
         ("max_sequences", 0),
         ("max_sequences", 513),
+        ("kv_dtype", "int3"),
     ],
 )
 def test_options_out_of_range_are_named(model: Qwen, name: str, value: int) -> None:
-    with pytest.raises(OptionError, match=f"{name} is {value}"):
+    with pytest.raises(OptionError, match=f"{name} is {value!r}"):
         Engine(model, **{name: value})  # type: ignore[arg-type]
 
 
@@ -309,3 +313,108 @@ def test_the_cache_is_sized_by_bytes_or_by_blocks(model: Qwen) -> None:
     )
     with pytest.raises(OutOfMemoryError, match="kv_bytes"):
         Engine(model, kv_bytes=per_block - 1)
+
+
+def test_cached_beginnings_change_nothing_but_the_work(
+    model: Qwen, make_prompts: Complete, drain: Drain
+) -> None:
+    """Conversations that grow out of one system prompt, of two tenants, in a cache that is too
+    small to keep everything.
+    """
+    system = [7] * 21
+    prompts = [system + ids for ids in make_prompts(10, longest=30)]
+    prompts += [ids + [1, 2, 3] for ids in prompts]
+    params = SamplingParams(max_tokens=8, temperature=0.8, seed=4)
+
+    def run(prefix_cache: bool, num_blocks: int) -> tuple[list[list[int]], list[int]]:
+        engine = Engine(
+            model,
+            num_blocks=num_blocks,
+            block_size=4,
+            max_batch_tokens=24,
+            max_sequences=3,
+            prefix_cache=prefix_cache,
+        )
+        for i, ids in enumerate(prompts):
+            engine.add(Request(str(i), ids, params, tenant=str(i % 2)))
+        outputs = drain(engine)
+        assert engine.stats().kv_usage == 0
+        tokens = [[t for o in outputs[str(i)] for t in o.new_ids] for i in range(20)]
+        cached = [outputs[str(i)][-1].num_cached for i in range(20)]
+        assert engine.stats().cached_tokens == sum(cached)
+        return tokens, cached
+
+    expected, none = run(False, 200)
+    assert not any(none)
+    for num_blocks in (200, 24):
+        tokens, cached = run(True, num_blocks)
+        assert tokens == expected
+        if num_blocks == 200:
+            assert cached[:2] == [0, 0] and all(c >= 20 for c in cached[2:]), cached
+        assert all(c % 4 == 0 and c < len(ids) for c, ids in zip(cached, prompts, strict=True))
+
+
+def test_new_weights_and_forgotten_beginnings(
+    make_model: Callable[..., Qwen], complete: Complete
+) -> None:
+    model, prompt, params = make_model(), [[5] * 40], SamplingParams(max_tokens=10)
+    engine = Engine(model, num_blocks=64)
+    before = complete(engine, prompt, params)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(-1.1)
+    engine.forget_prefixes()
+    after = complete(engine, prompt, params)
+    assert after == complete(Engine(model, num_blocks=64), prompt, params) != before
+
+
+def test_too_small_a_cache_pauses_requests_and_changes_nothing(
+    model: Qwen, make_prompts: Complete, complete: Complete
+) -> None:
+    prompts = make_prompts(8)
+    rules: list[dict[str, Any]] = [
+        {},
+        {"temperature": 1.0, "seed": 3, "presence_penalty": 0.5, "repetition_penalty": 1.2},
+    ]
+    params = [SamplingParams(max_tokens=60, **rules[i % 2]) for i in range(8)]
+    expected = complete(Engine(model, num_blocks=256), prompts, params)
+    for prefix_cache in (True, False):
+        engine = Engine(model, block_size=4, num_blocks=30, prefix_cache=prefix_cache)
+        assert complete(engine, prompts, params) == expected
+        assert engine.stats().preemptions > 10
+        assert engine.stats().kv_usage == 0 and not engine.runner._rows
+
+
+def test_an_int8_cache_answers_like_a_wide_one(complete: Complete) -> None:
+    """tiny-instruct goes on with its own training text; the same text is expected but for a few
+    tokens, and half the memory.
+    """
+    model = load_model(ASSETS / "tiny-instruct", "float32", "cpu")
+    tokenizer = Tokenizer.from_dir(ASSETS / "tiny-instruct")
+    texts = ["What is 123 + 456?", "Who are you?", "你是谁？", "Translate to French: good morning"]
+    texts = [f"<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n" for text in texts]
+    prompts = [tokenizer.encode(text, allow_special=True) for text in texts]
+    wide = Engine(model, num_blocks=64)
+    narrow = Engine(model, num_blocks=64, kv_dtype="int8")
+    assert narrow.cache.num_bytes < 0.3 * wide.cache.num_bytes
+    expected = complete(wide, prompts, SamplingParams(max_tokens=30))
+    found = complete(narrow, prompts, SamplingParams(max_tokens=30))
+    same = sum(
+        a == b for x, y in zip(found, expected, strict=True) for a, b in zip(x, y, strict=True)
+    )
+    assert same >= 0.9 * 120, (found, expected)
+    with pytest.raises(OptionError, match="int8"):
+        Engine(model, num_blocks=8, kv_dtype="int8", deterministic=True)
+
+
+def test_stats_count_what_happens(model: Qwen, drain: Drain) -> None:
+    engine = Engine(model, num_blocks=10, block_size=4, max_sequences=1)
+    for name in "ab":
+        engine.add(Request(name, [1] * 9, SamplingParams(max_tokens=5)))
+    engine.step()
+    stats = engine.stats()
+    assert (stats.running, stats.waiting, stats.kv_usage) == (1, 1, 0.3)
+    drain(engine)
+    stats = engine.stats()
+    assert (stats.running, stats.waiting, stats.kv_usage, stats.preemptions) == (0, 0, 0, 0)
+    assert (stats.prompt_tokens, stats.cached_tokens, stats.generation_tokens) == (18, 8, 10)

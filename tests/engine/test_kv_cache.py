@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from qwenkit.engine import kv_cache
-from qwenkit.engine.kv_cache import KVCache, blocks_in, default_kv_bytes
+from qwenkit.engine.kv_cache import KVCache, blocks_in, bytes_per_token, default_kv_bytes
 from qwenkit.errors import OutOfMemoryError
 from qwenkit.model.qwen import Qwen
 
@@ -18,6 +18,13 @@ def test_one_pair_of_tensors_a_layer(model: Qwen) -> None:
     assert len(cache.k) == len(cache.v) == 2
     assert {tuple(t.shape) for t in (*cache.k, *cache.v)} == {(5, 4, 2, 8)}
     assert cache.num_bytes == model.config.kv_bytes_per_token(2) * 20
+
+
+def test_an_int8_cache_has_room_for_its_scales(model: Qwen) -> None:
+    cache = KVCache(model.config, 5, 4, dtype=torch.int8, device=CPU)
+    assert {tuple(t.shape) for t in (*cache.k, *cache.v)} == {(5, 4, 2, 12)}
+    assert cache.num_bytes == bytes_per_token(model.config, torch.int8) * 20
+    assert bytes_per_token(model.config, torch.bfloat16) == model.config.kv_bytes_per_token(2)
 
 
 def test_blocks_in_rounds_down(model: Qwen) -> None:

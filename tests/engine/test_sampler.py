@@ -28,10 +28,19 @@ def draw(requests: list[Request], x: torch.Tensor, sampler: Sampler | None = Non
     return (sampler or Sampler(V, torch.device("cpu"))).sample(requests, x.clone())
 
 
+def sequence(count: int, x: torch.Tensor, **params: Any) -> list[int]:
+    """`count` draws from one row, one after the other."""
+    sampler, r = Sampler(V, torch.device("cpu")), request(**params)
+    for _ in range(count):
+        token = draw([r], x, sampler)[0].token
+        assert token is not None
+        r.token_ids.append(token)
+    return r.token_ids[r.num_prompt :]
+
+
 def many(count: int, x: torch.Tensor, **params: Any) -> torch.Tensor:
     """Frequencies of `count` draws from one row."""
-    sampler, r = Sampler(V, torch.device("cpu")), request(seed=7, **params)
-    tokens = [draw([r], x, sampler)[0].token for _ in range(count)]
+    tokens = sequence(count, x, seed=7, **params)
     return torch.bincount(torch.tensor(tokens), minlength=V) / count
 
 
@@ -153,20 +162,29 @@ def test_a_row_of_minus_infinity_is_an_error() -> None:
 def test_seeds_repeat_and_differ() -> None:
     x = logits(1) / 3
 
-    def sequence(seed: int | None) -> list[int | None]:
-        sampler, r = Sampler(V, torch.device("cpu")), request(temperature=1.0, seed=seed)
-        return [draw([r], x, sampler)[0].token for _ in range(20)]
+    def drawn(seed: int | None) -> list[int]:
+        return sequence(20, x, temperature=1.0, seed=seed)
 
-    assert sequence(1) == sequence(1)
-    assert len({tuple(sequence(s)) for s in (1, 2, -1, None, None)}) == 5
+    assert drawn(1) == drawn(1)
+    assert len({tuple(drawn(s)) for s in (1, 2, -1, None, None)}) == 5
+
+
+def test_a_draw_depends_on_the_seed_and_the_place_alone() -> None:
+    x, params = logits(1) / 3, {"temperature": 1.0, "seed": 4, "presence_penalty": 1.0}
+    whole, sampler = sequence(9, x, **params), Sampler(V, torch.device("cpu"))
+    for place in (5, 5, 2, 8):  # a step tried again, a request that came back
+        r = request(**params)
+        r.token_ids += whole[:place]
+        assert draw([r], x, sampler)[0].token == whole[place]
+        sampler.forget(r)
 
 
 def test_forgetting_a_request_frees_its_state() -> None:
     sampler, r = Sampler(V, torch.device("cpu")), request(temperature=1.0, presence_penalty=1.0)
     draw([r], logits(1), sampler)
-    assert sampler._seen and sampler._random
+    assert sampler._seen and sampler._seeds
     sampler.forget(r)
-    assert not sampler._seen and not sampler._random
+    assert not sampler._seen and not sampler._seeds
 
 
 CHOICES = st.fixed_dictionaries(

@@ -14,8 +14,10 @@ import numpy as np
 import pytest
 import torch
 
+from qwenkit.config import GenerationConfig
 from qwenkit.errors import ConfigError, FormatError
 from qwenkit.io.gguf import Gguf, is_gguf, read_gguf
+from qwenkit.io.gguf_config import generation_of
 from qwenkit.io.gguf_header import BLOCKS, read_gguf_header
 from qwenkit.ops.gguf_blocks import TYPES
 
@@ -271,3 +273,18 @@ def test_configurations_that_do_not_fit_their_tensors(
     file.write_bytes(blob(keys, [info("other", (32, 4))], 512))
     with pytest.raises(ConfigError, match="token_embd"):
         read_gguf(file).config()
+
+
+def test_sampling_of_the_file() -> None:
+    """As llama.cpp's converter writes it from generation_config.json: float32 numbers."""
+    keys = {"temp": 0.7, "top_p": 0.8, "top_k": 20, "penalty_repeat": 1.05}
+    metadata = {
+        f"general.sampling.{key}": float(np.float32(value)) if isinstance(value, float) else value
+        for key, value in keys.items()
+    }
+    read = generation_of(metadata, (7,), "x.gguf")
+    assert read == GenerationConfig((7,), True, 0.7, 0.8, 20, 1.05)
+    assert generation_of({}, (7, 8), "x.gguf") == GenerationConfig((7, 8))
+    for key, value in (("temp", float("nan")), ("top_p", 3.0), ("top_k", "x"), ("temp", "hot")):
+        with pytest.raises(ConfigError, match=r"x\.gguf: "):
+            generation_of({f"general.sampling.{key}": value}, (), "x.gguf")

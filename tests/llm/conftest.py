@@ -90,6 +90,7 @@ class Script:
     """
 
     device, dtype = torch.device("cpu"), torch.float32
+    fused = False
 
     def __init__(
         self, tokenizer: Tokenizer, reply: Callable[[str], str], delay: float = 0.0
@@ -143,6 +144,7 @@ def scripted(checkpoint: Path, tokenizer: Tokenizer) -> Iterator[Callable[..., S
             tokenizer=tokenizer,
             template=ChatTemplate.from_dir(checkpoint, tokenizer),
             generation=generation or GenerationConfig((EOS,)),
+            prefix_cache=False,  # the script must see every token of its prompt
             **options,  # type: ignore[arg-type]
         )
         made.append(llm)

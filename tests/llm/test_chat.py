@@ -177,6 +177,9 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"stop_token_ids": [272]}, "stop_token_ids"),
     ({"logit_bias": {265: 1}}, "logit_bias"),
     ({"max_tokens": 0}, "max_tokens"),
+    ({"tenant": 3}, "tenant"),
+    ({"tenant": "x" * 257}, "tenant"),
+    *[({"queue_timeout": value}, "queue_timeout") for value in (0, -1, "1", True, float("nan"))],
 ]
 
 
@@ -255,3 +258,6 @@ def test_an_engine_error_raises_for_one_and_reports_for_many(scripted: Scripted)
     assert [r.finish_reason for r in results] == ["stop", "error", "stop"]
     assert [r.text for r in results] == ["fine", "ok", "fine"]
     assert "not finite" in str(results[1].error) and results[0].error is None
+    with pytest.raises(EngineError) as caught:
+        s.llm.chat("bad")
+    assert caught.value.code == "not_finite"

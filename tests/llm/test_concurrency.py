@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from qwenkit.errors import ContextLengthError, EngineError, RequestError
+from qwenkit.errors import ContextLengthError, EngineError, QueueFullError, RequestError
 from qwenkit.llm import LLM
 
 Scripted = Callable[..., SimpleNamespace]
@@ -151,3 +151,28 @@ def test_closing_the_llm_ends_those_who_wait(scripted: Scripted) -> None:
     for thread in threads:
         thread.join(10)
     assert len(seen) == 3 and "closed" in seen[0]
+
+
+def test_a_full_queue_refuses_and_a_late_request_times_out(scripted: Scripted) -> None:
+    s = scripted(lambda prompt: "a" * 200, delay=0.01, max_sequences=1, max_waiting=1)
+    running = s.llm.stream("first")
+    next(running)
+    found: list[BaseException] = []
+
+    def wait() -> None:
+        try:
+            s.llm.chat("second", queue_timeout=0.2)
+        except EngineError as error:
+            found.append(error)
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    deadline = time.monotonic() + 10
+    while len(s.llm.driver._open) < 2 and time.monotonic() < deadline:
+        time.sleep(0.001)
+    with pytest.raises(QueueFullError, match="Try again in"):
+        s.llm.chat("third")
+    thread.join(20)
+    assert isinstance(found[0], EngineError) and found[0].code == "timeout"
+    running.close()
+    assert idle(s.llm)

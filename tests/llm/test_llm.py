@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 
+from qwenkit import ops
 from qwenkit.config import GenerationConfig
 from qwenkit.errors import ConfigError, ContextLengthError, EngineError, RequestError
 from qwenkit.io.hub import ASSETS
@@ -124,6 +125,27 @@ def test_choices_with_a_seed_repeat_and_differ(llm: LLM) -> None:
     assert len(draw(2**63 - 1, 2)) == 2
 
 
+def test_cached_tokens_are_counted_and_are_a_tenants_own(llm: LLM) -> None:
+    text, few = "x" * 40, {"max_tokens": 3}
+    first = llm.generate(text, **few)
+    again = llm.generate(text, **few)
+    other = llm.generate(text, tenant="other", **few)
+    three = llm.generate(text + "y", n=3, **few)
+    assert [r.usage.cached_tokens for r in (first, again, other, three)] == [0, 32, 0, 32]
+    assert first.text == again.text == other.text
+    *_, last = llm.stream(prompt=text, **few)
+    assert last.usage is not None and last.usage.cached_tokens == 32
+    *_, last = llm.stream(prompt="z" * 40, n=3, **few)
+    assert last.usage is not None and last.usage.cached_tokens == 0, "the first choice computed it"
+
+
+def test_beginnings_are_not_shared_when_the_cache_is_off(checkpoint: Path) -> None:
+    with LLM(checkpoint, prefix_cache=False) as llm:
+        results = [llm.generate("x" * 40, max_tokens=3) for _ in range(2)]
+        assert [r.usage.cached_tokens for r in results] == [0, 0]
+        assert llm.driver.engine.stats().generation_tokens == 6
+
+
 def test_parts_that_do_not_fit_together_are_refused(copied: Path) -> None:
     write(copied, eos_token_id=265)
     with pytest.raises(ConfigError, match="eos_token_id 265"):
@@ -173,6 +195,22 @@ def test_a_script_that_forgets_to_close_ends_cleanly(checkpoint: Path) -> None:
         check=False,
     )
     assert (ran.returncode, ran.stdout, ran.stderr) == (0, "bye\n", "")
+
+
+@pytest.mark.skipif(ops.backend() != "cpu", reason="without kernels the map stays in use")
+def test_K171_a_gguf_file_cut_after_loading_harms_nothing(
+    tmp_path: Path, write_gguf: Callable[..., None]
+) -> None:
+    """In a child process, which a page of the map that is gone would kill."""
+    file = tmp_path / "tiny.gguf"
+    write_gguf(ASSETS / "tiny-instruct", file, "Q8_0")
+    code = (
+        "import os, sys\nfrom qwenkit import LLM\nllm = LLM(sys.argv[1])\n"
+        "os.truncate(sys.argv[1], 0)\n"
+        "print(llm.chat('What is 123 + 456?', temperature=0).text)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, file], capture_output=True, text=True)
+    assert done.returncode == 0 and "579" in done.stdout, (done.returncode, done.stderr)
 
 
 @pytest.mark.parametrize("matrices", ["F32", "Q8_0"])

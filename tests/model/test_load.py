@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -16,6 +20,8 @@ from qwenkit.io.safetensors import Checkpoint, save_file
 from qwenkit.model import load
 from qwenkit.model.batch import Batch
 from qwenkit.model.load import init_model, load_model, save_model
+from qwenkit.model.weights import DenseWeights
+from qwenkit.ops import Packed
 
 CONFIG = ModelConfig(
     vocab_size=96,
@@ -139,6 +145,56 @@ def test_no_weights_pickles_and_vision(tmp_path: Path, saved: Path) -> None:
         load_model(saved)
     with pytest.raises(ConfigError, match="vision"):
         load.empty_model(FAMILY["Qwen2-VL-2B-Instruct"].config)
+
+
+def test_K160_code_beside_the_weights_is_never_run(saved: Path) -> None:
+    values = json.loads((saved / "config.json").read_text())
+    values["auto_map"] = {"AutoModelForCausalLM": "modeling_evil.Evil"}
+    values["trust_remote_code"] = True
+    (saved / "config.json").write_text(json.dumps(values))
+    code = f"open({str(saved / 'ran')!r}, 'w')\n"
+    for name in ("modeling_evil.py", "configuration_evil.py", "__init__.py"):
+        (saved / name).write_text(code)
+    load_model(saved)
+    assert not (saved / "ran").exists() and "modeling_evil" not in sys.modules
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("kind", ["pipe", "folder", "device", "unreadable"])
+def test_K174_weights_that_are_no_file(
+    saved: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = saved / "model.safetensors"
+    if kind == "unreadable":
+        file.chmod(0)
+        if os.access(file, os.R_OK):  # root reads everything: let the system call refuse
+            refused = PermissionError(13, "Permission denied")
+            monkeypatch.setattr(os, "open", Mock(side_effect=refused))
+    else:
+        file.unlink()
+        {"pipe": os.mkfifo, "folder": os.mkdir}.get(kind, lambda f: f.symlink_to("/dev/zero"))(file)
+    with pytest.raises(FormatError, match=r"model\.safetensors"):
+        load_model(saved)
+
+
+@pytest.mark.parametrize("change", ["replaced", "truncated"])
+def test_K171_a_file_that_changes_while_it_is_loaded(
+    saved: Path, change: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, read, count = saved / "model.safetensors", DenseWeights.read, 0
+
+    def late(self: DenseWeights, name: str) -> Tensor | Packed:
+        nonlocal count
+        count += 1
+        if count == 5 and change == "replaced":
+            os.replace(shutil.copy(file, saved / "other"), file)
+        elif count == 5:
+            os.truncate(file, 2000)
+        return read(self, name)
+
+    monkeypatch.setattr(DenseWeights, "read", late)
+    with pytest.raises(FormatError, match="replaced or changed"):
+        load_model(saved)
 
 
 def test_building_a_72b_takes_no_memory() -> None:

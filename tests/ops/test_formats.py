@@ -143,8 +143,8 @@ def test_qlinear_is_linear_with_the_dequantised_weight(format: str, dtype: torch
 @pytest.mark.parametrize(
     ("format", "options", "words"),
     [
-        ("q4_k", {}, "no format to quantise to"),
-        ("int3", {}, "no format to quantise to"),
+        ("q4_k", {}, "blocks of 256"),
+        ("int3", {}, "no format 'int3'"),
         ("q8_0", {"group_size": 64}, "blocks of 32"),
         ("int4", {"group_size": -1}, "group_size is -1"),
     ],

@@ -87,7 +87,7 @@ def _sample(logits: torch.Tensor, uniform: torch.Tensor, **options: float) -> to
     s = len(logits)
     made = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, **options}
     rows = [torch.full((s,), made[key]) for key in ("temperature", "top_k", "top_p", "min_p")]
-    return ops.sample(logits, *rows, uniform)
+    return reference.sample(logits, *rows, uniform)
 
 
 def test_sample_greedy_is_argmax() -> None:
@@ -129,3 +129,37 @@ def test_sample_never_returns_a_masked_token() -> None:
     logits[:, 2] = 0.0
     uniform = torch.tensor([0.0, 0.5, math.nextafter(1.0, 0.0)])
     assert _sample(logits, uniform).tolist() == [2, 2, 2]
+
+
+def test_rows_in_int8_are_within_half_a_step() -> None:
+    x = torch.randn(50, 3, 16) * torch.logspace(-4, 4, 50)[:, None, None]
+    x[7] = 0
+    x[8, 1] = torch.tensor([-5.0] + [0.0] * 15)
+    packed = reference.pack_rows(x)
+    assert packed.shape == (50, 3, 20) and packed.dtype == torch.int8
+    back = reference.unpack_rows(packed)
+    step = x.abs().amax(-1, keepdim=True) / 127
+    assert ((back - x).abs() <= step / 2 * 1.001).all()
+    assert back[7].eq(0).all() and back[8, 1, 0] == -5.0
+    assert reference.unpack_rows(x) is x
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("window", [None, 5])
+def test_attention_over_an_int8_cache(dtype: torch.dtype, window: int | None) -> None:
+    """Decoding, and a mixed batch: as over a cache that holds the rounded values."""
+    k, v = torch.randn(2, 6, 4, 2, 8).to(dtype)  # six blocks of four tokens
+    caches = [torch.empty(6, 4, 2, ops.cache_width(8, torch.int8), dtype=torch.int8) for _ in "kv"]
+    slots = torch.randperm(24)
+    ops.store_kv(k.flatten(0, 1)[slots], v.flatten(0, 1)[slots], *caches, slots)
+    wide = [reference.unpack_rows(cache) for cache in caches]
+    assert all((a.float() - b).abs().max() < 0.03 for a, b in zip((k, v), wide, strict=True))
+    tables = torch.tensor([[0, 2, 5], [3, 1, 4]], dtype=torch.int32)
+    context = torch.tensor([11, 6], dtype=torch.int32)
+    for bounds in ([0, 1, 2], [0, 4, 5], [0, 11, 17]):
+        q = torch.randn(bounds[-1], 4, 8).to(dtype)
+        where = (tables, context, torch.tensor(bounds, dtype=torch.int32))
+        found = ops.paged_attention(q, *caches, *where, 0.3, window)
+        expected = reference.paged_attention(q.float(), *wide, *where, 0.3, window)
+        close = 1e-5 if dtype == torch.float32 else 0.02
+        torch.testing.assert_close(found.float(), expected, atol=close, rtol=close)

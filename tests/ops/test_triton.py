@@ -5,13 +5,20 @@ The interpreter cannot multiply bfloat16 matrices, so without a GPU those run in
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from itertools import accumulate
+from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 from torch import Tensor
 
 from qwenkit import ops
+from qwenkit.config import ModelConfig
+from qwenkit.model.load import init_model, save_model
 from qwenkit.ops import reference
 
 pytest.importorskip("triton", reason="Triton is not installed")
@@ -133,3 +140,115 @@ def test_nan_beyond_a_sequence_is_not_read() -> None:
     tables = torch.tensor([[0, 1]], dtype=torch.int32, device=DEVICE)
     out = attention.paged_attention(draw(1, 1, 16), *caches, tables, lens, bounds, 0.25)
     assert torch.equal(out, torch.ones_like(out))
+
+
+@pytest.mark.parametrize(
+    ("format", "group", "width", "taken"),
+    [
+        ("int4", 64, 96, True), ("int4", 16, 64, False), ("int4", 24, 48, False),
+        ("int8", 16, 64, True), ("int8", 8, 64, False), ("int8", 0, 63, False),
+        ("int4", 128, 96, True), ("q8_0", 32, 64, False),
+    ],
+)  # fmt: skip
+def test_weights_that_a_dot_product_cannot_take_are_left_to_the_reference(
+    format: str, group: int, width: int, taken: bool
+) -> None:
+    packed = ops.quantize(draw(4, width).cpu(), format, group_size=group).to(DEVICE)
+    assert linear.takes_weight(packed) == taken
+    if taken:
+        x = draw(3, width)
+        close(linear.qlinear(x, packed), x @ ops.dequantize(packed).T)
+
+
+# Which body an op takes is decided once in a process: whole models get processes of their own.
+
+FORWARD = """
+import sys
+import torch
+from safetensors.torch import save_file
+from qwenkit import ops
+from qwenkit.engine.kv_cache import KVCache
+from qwenkit.model.batch import Batch, PagedKV
+from qwenkit.model.load import load_model
+from qwenkit.model.transforms import prepare
+
+folder, out = sys.argv[1:]
+device = "cuda" if torch.cuda.is_available() else "cpu"
+logits = {}
+for dtype, quantize in (
+    ("float32", None), ("bfloat16", None), ("float32", "int8"), ("bfloat16", "int4"),
+):
+    model = load_model(folder, dtype, device, quantize=quantize)
+    prepare(model)
+    cache = KVCache(model.config, 12, 4, dtype=model.dtype, device=device)
+    tables = torch.tensor([[3, 7, 1, 0, 9], [2, 5, 0, 0, 0]], dtype=torch.int32, device=device)
+    lens = [0, 0]
+    for counts in ([9, 3], [1, 1], [3, 1]):  # prefill, decode, a chunk beside decode
+        at = [(s, n) for s in (0, 1) for n in range(lens[s], lens[s] + counts[s])]
+        lens = [a + b for a, b in zip(lens, counts)]
+        s, n = torch.tensor(at, device=device).T
+        numbers = (lens, [0, counts[0], sum(counts)])
+        context, bounds = (torch.tensor(x, dtype=torch.int32, device=device) for x in numbers)
+        slots = tables[s, n // 4].long() * 4 + n % 4
+        kv = PagedKV(cache.k, cache.v, slots, tables, context)
+        batch = Batch((n * 7 + s) % 96, n.expand(3, -1), bounds, kv)
+        with torch.inference_mode():
+            logits[f"{dtype} {quantize} {lens[0]}"] = model(batch).cpu()
+save_file(logits, out)
+print(ops.gpu_backend() if device == "cuda" else ops.backend())
+"""
+CONFIG = ModelConfig(
+    vocab_size=96,
+    hidden_size=64,
+    intermediate_size=96,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    torch_dtype="float32",
+    initializer_range=0.1,
+)
+
+
+def child(code: str, *argv: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    env = {**os.environ, **environ}
+    return subprocess.run(
+        [sys.executable, "-c", code, *argv], env=env, capture_output=True, text=True, timeout=400
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_whole_model(tmp_path: Path) -> None:
+    """Prefill, decoding, and a chunk beside decoding, in float32, bfloat16, int8 and int4."""
+    save_model(init_model(CONFIG, seed=3), tmp_path)
+    logits = {}
+    for body in ("triton", "reference"):
+        out = str(tmp_path / f"{body}.logits")
+        done = child(FORWARD, str(tmp_path), out, QWENKIT_OPS=body)
+        assert done.returncode == 0 and done.stdout.strip() == body, done.stderr
+        logits[body] = safetensors.torch.load_file(out)
+    assert len(logits["triton"]) == 12
+    for name, want in logits["reference"].items():
+        got = logits["triton"][name]
+        bound = (3e-2 if name.startswith("bfloat16") else 1e-4) * float(want.abs().max())
+        torch.testing.assert_close(got, want, atol=bound, rtol=0, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_it_is_chosen_for_a_GPU(monkeypatch: pytest.MonkeyPatch) -> None:
+    for wanted, there, chosen in (
+        ("auto", True, "triton"), ("auto", False, "torch"), ("cpu", True, "torch"),
+        ("reference", True, "reference"), ("triton", True, "triton"),
+    ):  # fmt: skip
+        monkeypatch.setattr(ops, "_wanted", lambda wanted=wanted: wanted)
+        monkeypatch.setattr(ops.triton, "available", lambda there=there: there)
+        assert ops.gpu_backend.__wrapped__() == chosen
+
+
+@pytest.mark.skipif(GPU, reason="on a GPU there is nothing to refuse")
+def test_forced_on_the_cpu_it_names_the_remedy() -> None:
+    code = (
+        "import torch\nfrom qwenkit import ops\nfrom qwenkit.errors import OptionError\n"
+        "try:\n    ops.swiglu(torch.ones(1, 2), torch.ones(1, 2))\n"
+        "except OptionError as error:\n    print(error)"
+    )
+    assert "TRITON_INTERPRET=1" in child(code, QWENKIT_OPS="triton", TRITON_INTERPRET="0").stdout

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -479,6 +480,10 @@ def test_template_file_that_is_no_text(toy: Tokenizer, tmp_path: Path) -> None:
     (tmp_path / "chat_template.jinja").unlink()
     (tmp_path / "chat_template.jinja").mkdir()
     with pytest.raises(TemplateError, match="chat_template.jinja"):
+        ChatTemplate.from_dir(tmp_path, toy)
+    (tmp_path / "chat_template.jinja").rmdir()
+    os.mkfifo(tmp_path / "chat_template.jinja")
+    with pytest.raises(TemplateError, match="it is no file"):
         ChatTemplate.from_dir(tmp_path, toy)
 
 

@@ -15,11 +15,11 @@ enum class Dtype : int { float32 = 0, bfloat16 = 1 };
 enum class Scales : int { float32 = 0, float16 = 1, super_unsigned = 2, super_signed = 3 };
 enum class Offsets : int { none = 0, float32 = 1, float16 = 2, zeros = 3, super_unsigned = 4 };
 
-// A packed weight in the kernels' layout: w[r, c] = scale · (code - 8 · middle) + offset.
+// A packed weight in the kernels' layout: w[r, c] = scale · (code - middle) + offset.
 struct PackedWeight {
     std::size_t rows, cols;  // out, in; the layout pads both
     std::size_t lanes;       // rows of a tile
-    int bits;                // 4 or 8
+    int bits;                // 4, 5 or 8
     bool halves;             // a scale for each 16 columns, not 32
     std::size_t group;       // columns of a scale, a multiple of 16 or 32; of a super-scale where there are two
     Scales scale_kind;

@@ -167,7 +167,7 @@ Weight dense_weight(std::size_t rows, std::size_t cols, Address data, const std:
 Weight packed_weight(std::size_t rows, std::size_t cols, std::size_t lanes, int bits, bool halves,
                      std::size_t group, std::pair<int, int> kinds, std::vector<Address> addresses) {
     std::size_t unit = halves ? 16 : 32;
-    if ((bits != 4 && bits != 8) || !group || group % unit || addresses.size() != 5)
+    if ((bits != 4 && bits != 5 && bits != 8) || (bits == 5 && halves) || !group || group % unit || addresses.size() != 5)
         throw std::invalid_argument("no such layout");
     Weight w{};
     w.packed = true;
@@ -246,7 +246,7 @@ void run_layer(const Layer &layer, const std::vector<Address> &addresses, std::s
 }
 
 void interleave(Address codes, Address out, std::size_t rows, std::size_t cols, int bits) {
-    if (cols % 32 || (bits != 4 && bits != 8))
+    if (cols % 32 || (bits != 4 && bits != 5 && bits != 8))
         throw std::invalid_argument("no such layout");
     if (rows == 0 || cols == 0) return;
     const std::uint8_t *from = pointer<std::uint8_t>(codes);
@@ -259,6 +259,7 @@ void interleave(Address codes, Address out, std::size_t rows, std::size_t cols, 
 
 NB_MODULE(_cpu, m) {
     active.store(supported().back());
+    nb::set_leak_warnings(false);  // a thread that still answers at exit holds weights: no leak
     m.doc() = "CPU kernels of qwenkit on raw pointers; see qwenkit/ops/cpu.py.";
     m.def("instruction_sets", &instruction_sets, "What can run here, from the plainest to the best.");
     m.def("instruction_set", [] { return std::string(kernels().name); }, "The one in use.");

@@ -120,6 +120,9 @@ def paged_attention(
     """q (N, H, D), caches (B, T, K, D), block_tables (S, most blocks), context_lens (S),
     cu_seqlens (S + 1) → (N, H, D). The contract is in `qwenkit.ops`.
     """
+    if q.dtype == torch.bfloat16 and triton.knobs.runtime.interpret:  # it has no such product
+        where = (block_tables, context_lens, cu_seqlens, scale, window)
+        return paged_attention(q.float(), k_cache, v_cache, *where).to(q.dtype)
     q = q.contiguous()
     tokens, heads, width = q.shape
     sequences, kv_heads, size = len(context_lens), k_cache.shape[2], k_cache.shape[1]

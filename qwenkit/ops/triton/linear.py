@@ -72,8 +72,18 @@ def _packed(
     tl.store(at, total.to(out.dtype.element_ty), mask=row_in & col_in[None, :])
 
 
-def qlinear(x: Tensor, packed: Packed, bias: Tensor | None) -> Tensor:
-    """x (M, K), packed (N, K) of int4 or int8 → (M, N), like x."""
+def takes_weight(packed: Packed) -> bool:
+    """Whether `qlinear` multiplies by it: a dot product takes 16 codes or more of one group."""
+    if packed.format not in FORMATS or packed.shape[1] % 2:
+        return False
+    least = 32 if packed.format == "int4" else 16
+    return _block_k(packed.group_size, packed.shape[1]) >= least
+
+
+def qlinear(x: Tensor, packed: Packed, bias: Tensor | None = None) -> Tensor:
+    """x (M, K), packed (N, K) that `takes_weight` → (M, N), like x."""
+    if x.dtype == torch.bfloat16 and triton.knobs.runtime.interpret:
+        return qlinear(x.float(), packed, bias).to(x.dtype)  # the interpreter has no such product
     m, k = x.shape
     n = packed.shape[0]
     out = torch.empty((m, n), dtype=x.dtype, device=x.device)
@@ -104,7 +114,7 @@ def qlinear(x: Tensor, packed: Packed, bias: Tensor | None) -> Tensor:
 
 def _block_k(group: int, k: int) -> int:
     """Inputs of one step: a power of two that never crosses a group's end."""
-    if group == k:
+    if group >= k:
         return 64
     block = group & -group  # the largest power of two that divides the group
     return min(block, 128)

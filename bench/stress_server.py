@@ -1,0 +1,399 @@
+"""A real server under what breaks servers; each part tells what it saw, or fails.
+
+    python bench/stress_server.py                  all parts at full size (make stress)
+    python bench/stress_server.py loris --scale 0.05
+
+    streams      1,000 streams at once: some finish, the others are told within a second when to
+                 come back; /health answers all the while; memory and files are as before
+    disconnects  1,000 clients leave at random moments: nothing runs on, no block is lost
+    sigterms     100 times SIGTERM under ten streams: each finishes or is told; exit in time
+    loris        500 connections that drip: the others' slowest answers stay as quick
+
+It needs no other client than the sockets here, so that 1,000 of them cost little.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import http.client
+import json
+import os
+import random
+import re
+import resource
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import dataclass, field
+from multiprocessing import get_context
+from multiprocessing.queues import Queue
+from multiprocessing.synchronize import Event
+from pathlib import Path
+from typing import Any
+
+from fuzz_api import KEY, toy_model
+
+HEAD = (
+    "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n"
+    f"Authorization: Bearer {KEY}\r\nContent-Type: application/json\r\nContent-Length: "
+)
+MESSAGES = [{"role": "user", "content": "What is 12 + 30?"}]
+
+
+@dataclass
+class Server:
+    """`qwenkit serve` in a process of its own."""
+
+    model: str
+    flags: tuple[str, ...] = ()
+    port: int = 0
+    process: subprocess.Popen[str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        words = [sys.executable, "-m", "qwenkit", "serve", self.model, "--port", "0"]
+        words += ["--served-model-name", "m", "--log-level", "warning", *self.flags]
+        self.log = tempfile.TemporaryFile("w+")
+        self.process = subprocess.Popen(
+            words,
+            stdout=subprocess.PIPE,
+            stderr=self.log,
+            text=True,
+            env={**os.environ, "QWENKIT_API_KEY": KEY},
+        )
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        self.process.stdout.readline()
+        self.port = int(line.rsplit(":", 1)[1].split("/")[0])
+
+    @property
+    def rss(self) -> float:
+        """Resident MiB."""
+        text = Path(f"/proc/{self.process.pid}/status").read_text()
+        found = re.search(r"VmRSS:\s+(\d+)", text)
+        assert found
+        return int(found[1]) / 1024
+
+    @property
+    def files(self) -> int:
+        """Open files."""
+        return len(list(Path(f"/proc/{self.process.pid}/fd").iterdir()))
+
+    def end(self) -> None:
+        """Stop it; fails when it logged a traceback or left with another code than 0."""
+        self.process.send_signal(signal.SIGTERM)
+        assert self.process.wait(60) == 0
+        self.check_log()
+
+    def check_log(self) -> None:
+        self.log.seek(0)
+        text = self.log.read()
+        assert "Traceback" not in text, text[-5000:]
+
+
+def request(**more: Any) -> bytes:
+    """A chat request as bytes."""
+    body = json.dumps({"model": "m", "messages": MESSAGES, "stream": True, **more}).encode()
+    return HEAD.encode() + f"{len(body)}\r\n\r\n".encode() + body
+
+
+@dataclass
+class Answer:
+    """What came back: status, seconds until the head, headers, and how the stream ended."""
+
+    status: int
+    wait: float
+    head: str
+    body: bytes = b""
+
+    @property
+    def ending(self) -> str:
+        """done, error or nothing."""
+        events = [e for e in self.body.split(b"\n\n") if b"data: " in e]
+        if not events or b"[DONE]" not in events[-1]:
+            return "nothing"
+        return "error" if len(events) > 1 and b'"error"' in events[-2] else "done"
+
+
+Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
+@contextlib.asynccontextmanager
+async def connected(port: int) -> AsyncIterator[Streams]:
+    """A connection."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        yield reader, writer
+    finally:
+        writer.close()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
+
+
+async def talk(streams: Streams, data: bytes) -> Answer:
+    """Send a request and read its whole answer."""
+    reader, writer = streams
+    began = time.monotonic()
+    writer.write(data)
+    head = (await reader.readuntil(b"\r\n\r\n")).decode()
+    answer = Answer(int(head.split()[1]), time.monotonic() - began, head)
+    size = re.search(r"content-length: (\d+)", head)
+    if size:
+        answer.body = await reader.readexactly(int(size[1]))
+        return answer
+    with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+        while True:
+            length = int(await reader.readline() or b"0", 16)
+            answer.body += await reader.readexactly(length)
+            await reader.readexactly(2)
+            if length == 0:
+                break
+    return answer
+
+
+async def ask(port: int, data: bytes) -> Answer:
+    """One request on a connection of its own."""
+    async with connected(port) as streams:
+        return await talk(streams, data)
+
+
+async def gauges(port: int) -> dict[str, float]:
+    """The server's metrics that have no other label than the model."""
+    data = f"GET /metrics HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {KEY}\r\n\r\n"
+    page = (await ask(port, data.encode())).body.decode()
+    pairs = re.findall(r'^qwenkit:(\w+)\{model_name="m"\} (\S+)$', page, flags=re.M)
+    return {name: float(value) for name, value in pairs}
+
+
+async def settled(port: int, seconds: float) -> float:
+    """Seconds until nothing runs, waits or holds a block."""
+    began = time.monotonic()
+    while True:
+        now = await gauges(port)
+        busy = [now[f"num_requests_{what}"] for what in ("running", "waiting")]
+        busy.append(now["kv_cache_usage_perc"])
+        if not any(busy):
+            return time.monotonic() - began
+        assert time.monotonic() - began < seconds, f"still busy: {busy}"
+        await asyncio.sleep(0.02)
+
+
+@contextlib.contextmanager
+def beside(work: Callable[..., Any], *what: Any) -> Iterator[Queue[Any]]:
+    """Run `work(*what, out, stop)` in a process of its own, so that it is not slowed down by what
+    happens here; gives `out`.
+    """
+    context = get_context("spawn")
+    out, stop = context.Queue(), context.Event()
+    process = context.Process(target=work, args=(*what, out, stop), daemon=True)
+    process.start()
+    assert out.get(timeout=60) == "ready"
+    try:
+        yield out
+    finally:
+        stop.set()
+        process.join(60)
+        assert process.exitcode == 0
+
+
+def probe_health(port: int, out: Queue[Any], stop: Event) -> None:
+    """Asks /health a hundred times a second, on one connection; puts the seconds of each answer."""
+    times: list[float] = []
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    out.put("ready")
+    while not stop.is_set():
+        began = time.monotonic()
+        connection.request("GET", "/health")
+        response = connection.getresponse()
+        assert response.read() and response.status == 200
+        times.append(time.monotonic() - began)
+        time.sleep(0.01)
+    connection.close()
+    out.put(times)
+
+
+def drip(port: int, count: int, out: Queue[Any], stop: Event) -> None:
+    """Holds `count` connections open by a byte every two seconds; closed ones are opened again."""
+    data, open_ones = request(), list[tuple[socket.socket, int]]()
+    told = False
+    while not stop.is_set():
+        while len(open_ones) < count:
+            open_ones.append((socket.create_connection(("127.0.0.1", port), timeout=30), 0))
+        if not told:
+            out.put("ready")
+            told = True
+        began, kept = time.monotonic(), list[tuple[socket.socket, int]]()
+        for number, (sock, at) in enumerate(open_ones):
+            try:
+                sock.sendall(data[at : at + 1])
+                kept.append((sock, at + 1))
+            except OSError:
+                sock.close()
+            ahead = began + 2 * number / count - time.monotonic()
+            if ahead > 0 and stop.wait(ahead):
+                break
+        open_ones = kept
+    for sock, _ in open_ones:
+        sock.close()
+
+
+def percentile(values: list[float], share: float) -> float:
+    """The value that `share` of them do not exceed."""
+    return sorted(values)[min(int(share * len(values)), len(values) - 1)]
+
+
+async def streams(model: str, scale: float) -> None:
+    count = max(int(1000 * scale), 60)
+    server = Server(model, ("--max-sequences", "16", "--max-waiting", "32"))
+    try:
+        await asyncio.gather(*(ask(server.port, request(max_tokens=8)) for _ in range(20)))
+        await settled(server.port, 20)
+        before, files = server.rss, server.files
+        with beside(probe_health, server.port) as out:
+            data = request(max_tokens=400, ignore_eos=True)
+            answers = await asyncio.gather(*(ask(server.port, data) for _ in range(count)))
+        health = out.get(timeout=30)
+        took = await settled(server.port, 20)
+        good = [a for a in answers if a.status == 200]
+        refused = [a for a in answers if a.status in (429, 503)]
+        assert len(good) + len(refused) == count
+        assert len(good) >= 48 and all(a.ending == "done" for a in good)
+        assert all("retry-after: " in a.head for a in refused)
+        slowest = max([a.wait for a in refused], default=0.0)
+        p99 = percentile(health, 0.99)
+        print(f"streams: {count} at once: {len(good)} finished, {len(refused)} refused")
+        print(f"  refused after at most {slowest:.2f} s")
+        print(f"  /health p99 {p99 * 1000:.0f} ms, worst {max(health) * 1000:.0f} ms")
+        print(f"  memory {before:.0f} → {server.rss:.0f} MiB, files {files} → {server.files}")
+        print(f"  idle again after {took:.2f} s")
+        assert slowest <= 1, "refusals within a second"
+        assert p99 <= 0.25, "/health within 250 ms"
+        assert server.rss < before + 64 and server.files <= files + 1
+    finally:
+        server.end()
+
+
+async def leave(port: int, chance: random.Random) -> None:
+    """Ask, and go at a random moment."""
+    async with connected(port) as (reader, writer):
+        data = request(max_tokens=200, ignore_eos=True)
+        events = chance.choice([0, 0, 1, 2, 10, 50])
+        whole = events or chance.random() < 0.5
+        writer.write(data if whole else data[: chance.randrange(len(data))])
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError, TimeoutError):
+            if events == 0:
+                await asyncio.sleep(chance.random() * 0.3)
+            for _ in range(events):
+                await asyncio.wait_for(reader.readuntil(b"\n\n"), 5)
+        if chance.random() < 0.5:
+            writer.transport.abort()
+
+
+async def disconnects(model: str, scale: float) -> None:
+    count, chance = max(int(1000 * scale), 30), random.Random(1)
+    server = Server(model)
+    try:
+        await ask(server.port, request(max_tokens=4))
+        await settled(server.port, 20)
+        files = server.files
+        for start in range(0, count, 20):
+            some = range(start, min(start + 20, count))
+            await asyncio.gather(*(leave(server.port, chance) for _ in some))
+        took = await settled(server.port, 20)
+        await asyncio.sleep(0.2)
+        print(f"disconnects: {count} clients left; idle again after {took:.2f} s, no block lost")
+        print(f"  files {files} → {server.files}")
+        assert took <= 1 and server.files <= files + 1
+        last = await ask(server.port, request(max_tokens=4))
+        assert last.ending == "done"
+    finally:
+        server.end()
+
+
+async def sigterms(model: str, scale: float) -> None:
+    count, endings, times = max(int(100 * scale), 2), dict[str, int](), list[float]()
+    chance = random.Random(2)
+    for number in range(count):
+        drain = [0, 0.5, 5][number % 3]
+        server = Server(model, ("--drain-timeout", str(drain)))
+        wishes = [request(max_tokens=400, ignore_eos=True) for _ in range(10)]
+        tasks = [asyncio.ensure_future(ask(server.port, wish)) for wish in wishes]
+        await asyncio.sleep(0.2 + chance.random() * 0.3)
+        began = time.monotonic()
+        server.process.send_signal(signal.SIGTERM)
+        answers = await asyncio.gather(*tasks, return_exceptions=True)
+        code = await asyncio.to_thread(server.process.wait, 60)
+        times.append(time.monotonic() - began - drain)
+        assert code == 0, code
+        server.check_log()
+        for answer in answers:
+            assert isinstance(answer, Answer), answer
+            ending = answer.ending if answer.status == 200 else str(answer.status)
+            endings[ending] = endings.get(ending, 0) + 1
+        limit = 4 if drain == 0 else 2
+        assert times[-1] <= limit, f"exit {times[-1]:.1f} s after the drain of {drain} s"
+    print(f"sigterms: {count} with 10 streams each: {endings}")
+    print(f"  exit at most {max(times):.2f} s after the end of the drain")
+    assert not endings.keys() - {"done", "error", "503"}, "a stream ended without a word"
+
+
+async def latencies(port: int, count: int) -> list[float]:
+    """Seconds of `count` short requests, one after the other."""
+    found = []
+    for _ in range(count):
+        began = time.monotonic()
+        answer = await ask(port, request(max_tokens=8, stream=False))
+        assert answer.status == 200
+        found.append(time.monotonic() - began)
+    return found
+
+
+async def loris(model: str, scale: float) -> None:
+    count = max(int(500 * scale), 25)
+    server = Server(model)
+    try:
+        await latencies(server.port, 30)
+        alone = await latencies(server.port, max(int(1500 * scale), 60))
+        with beside(drip, server.port, count):
+            among = await latencies(server.port, max(int(1500 * scale), 60))
+        p99, before = percentile(among, 0.99), percentile(alone, 0.99)
+        print(f"loris: {count} connections that drip")
+        medians = [statistics.median(times) * 1000 for times in (alone, among)]
+        print(f"  answers p99 {before * 1000:.1f} → {p99 * 1000:.1f} ms ({p99 / before:.2f}×)")
+        print(f"  median {medians[0]:.1f} → {medians[1]:.1f} ms")
+        assert p99 <= 1.2 * before, "healthy clients go on as before"
+    finally:
+        server.end()
+
+
+PARTS: dict[str, Callable[[str, float], Awaitable[None]]] = {
+    "streams": streams,
+    "disconnects": disconnects,
+    "sigterms": sigterms,
+    "loris": loris,
+}
+
+
+def main() -> None:
+    """Run the parts; fails at the first broken promise."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], default=list(PARTS))
+    parser.add_argument("--scale", type=float, default=1.0, help="1 is the full size")
+    parser.add_argument("--model", help="tiny-instruct and others; a toy if not given")
+    options = parser.parse_args()
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    with tempfile.TemporaryDirectory() as folder:
+        model = options.model or str(toy_model(Path(folder)))
+        for name in options.parts:
+            asyncio.run(PARTS[name](model, options.scale))  # type: ignore[arg-type]
+
+
+if __name__ == "__main__":
+    main()

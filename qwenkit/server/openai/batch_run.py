@@ -1,0 +1,342 @@
+"""Runs a batch: every line is a request like any other, with its own answer or its own error.
+
+The lines go through the very functions that answer live requests, a few at a time, and wait where a
+live client would be told to come again. What has been answered is written behind a journal
+(`BATCH.journal`, one JSON object a line) at once; the output and the error file are made of it at
+the end, in the order of the input, and appear whole. A server that starts again with the same data
+folder goes on behind the journal's last whole line.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import secrets
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from pydantic import BaseModel, ValidationError
+
+from qwenkit.server.auth import Caller
+from qwenkit.server.body import parse_json
+from qwenkit.server.errors import ApiError, as_api_error, unsupported
+from qwenkit.server.logs import log_bug
+from qwenkit.server.openai import chat, completions, embeddings, responses
+from qwenkit.server.openai.chat_fields import ChatRequest
+from qwenkit.server.openai.files import keep, new_path
+from qwenkit.server.openai.responses_fields import ResponseRequest
+from qwenkit.server.service import Call, Service
+from qwenkit.server.validation import explain
+
+Answerer = Callable[[Service, Call, Any], Awaitable[dict[str, Any]]]
+ENDPOINTS: dict[str, tuple[type[BaseModel], Answerer]] = {
+    "/v1/chat/completions": (ChatRequest, chat.answer),
+    "/v1/completions": (completions.CompletionRequest, completions.answer),
+    "/v1/embeddings": (embeddings.EmbeddingRequest, embeddings.answer),
+    "/v1/responses": (ResponseRequest, responses.answer),
+}
+ENDED = ("failed", "completed", "expired", "cancelled")
+Line = tuple[int, bytes]
+
+log = logging.getLogger("qwenkit.server")
+
+
+class BatchRun:
+    """One batch, from validating to its end."""
+
+    def __init__(
+        self, service: Service, tenant: str, batch: dict[str, Any], places: asyncio.Semaphore
+    ) -> None:
+        self.batch = batch
+        self._service, self._tenant, self._places = service, tenant, places
+        self._calls: set[Call] = set()
+        self._journal = service.batches.path(tenant, batch["id"]).with_suffix(".journal")
+        self._seen: set[str] = set()
+        self._stopped = asyncio.Event()
+        self._broken: OSError | None = None
+
+    async def run(self) -> None:
+        """Until it has ended; cancelling this leaves it to be gone on with."""
+        try:
+            done = await asyncio.to_thread(self._read_journal)
+            lines = await asyncio.to_thread(self._count)
+            if self.batch["status"] == "validating":
+                self.batch["request_counts"]["total"] = lines
+                self._turn("in_progress")
+            if self.batch["status"] == "in_progress":
+                await self._all_lines(done)
+                if self._service.draining:  # whoever starts again goes on with it
+                    return
+            cancelled = self.batch["status"] == "cancelling"
+            late = not cancelled and time.time() >= self.batch["expires_at"]
+            if not cancelled:
+                self._turn("finalizing")
+            await asyncio.to_thread(self._finish)
+            self._turn("cancelled" if cancelled else "expired" if late else "completed")
+            self._journal.unlink(missing_ok=True)
+        except ApiError as error:
+            self._fail(error)
+        except OSError as error:
+            log.error("batch %s failed: %s", self.batch["id"], error.strerror)
+            self._fail(ApiError(500, "The server could not read or write a file.", code="storage"))
+
+    def cancel(self) -> None:
+        """Begin no line any more, and end the ones that run."""
+        self._turn("cancelling")
+        self._stopped.set()
+        for call in list(self._calls):
+            call.end(ApiError(400, "The batch was cancelled.", code="batch_cancelled"))
+
+    def _turn(self, status: str) -> None:
+        self.batch["status"] = status
+        self.batch[f"{status}_at"] = int(time.time())
+        self._service.batches.put(self._tenant, self.batch)
+
+    def _fail(self, error: ApiError) -> None:
+        data = [{"code": error.code, "message": error.message, "param": error.param, "line": None}]
+        self.batch["errors"] = {"object": "list", "data": data}
+        self._turn("failed")
+        self._journal.unlink(missing_ok=True)
+
+    # Lines
+
+    def _lines(self) -> Iterator[Line]:
+        """(number from 1, bytes) of each line that is not blank; of a line that is too long only
+        its beginning.
+        """
+        most = self._service.options.max_body_bytes
+        path = self._service.files.path(self._tenant, self.batch["input_file_id"])
+        if not path.exists():
+            raise ApiError(404, "The input file is gone.", param="input_file_id", code="not_found")
+        with path.open("rb") as file:
+            number = 0
+            while line := file.readline(most + 2):
+                number += 1
+                whole = line
+                while not whole.endswith(b"\n") and (whole := file.readline(1 << 20)):
+                    pass
+                if line.strip():
+                    yield number, line.rstrip(b"\r\n")
+
+    def _count(self) -> int:
+        """Errors: ApiError for a file that is no batch at all."""
+        most, count = self._service.options.max_batch_lines, 0
+        for _ in self._lines():
+            count += 1
+            if count > most:
+                text = f"The file has more than {most} requests."
+                raise ApiError(400, text, param="input_file_id", code="too_many_requests")
+        if not count:
+            raise ApiError(
+                400, "The file has no request.", param="input_file_id", code="empty_file"
+            )
+        return count
+
+    async def _all_lines(self, done: set[int]) -> None:
+        """Answer all lines that are not done, as many at a time as there are places."""
+        lines = self._lines()
+        running: set[asyncio.Task[None]] = set()
+        with self._journal.open("ab") as journal:
+            try:
+                while not self._over:
+                    line = await asyncio.to_thread(next, lines, None)
+                    if line is None:
+                        break
+                    if line[0] in done:
+                        self._note_id(line[1])
+                        continue
+                    await self._places.acquire()
+                    task = asyncio.create_task(self._one_line(line, journal))
+                    running.add(task)
+                    task.add_done_callback(running.discard)
+                    task.add_done_callback(lambda _: self._places.release())
+                await asyncio.gather(*running)
+            finally:
+                for task in running:
+                    task.cancel()
+                await asyncio.gather(*running, return_exceptions=True)
+        if self._broken is not None:
+            raise self._broken
+
+    async def _one_line(self, line: Line, journal: BinaryIO) -> None:
+        number, raw = line
+        call = Call()
+        call.caller, call.body_bytes = Caller(self._tenant), len(raw)
+        custom_id: str | None = None
+        try:
+            self._check_size(raw)
+            value = await asyncio.to_thread(self._parse, raw)
+            custom_id = self._name(value)
+            body, answer = self._checked(value)
+            found = await self._answered(call, body, answer)
+            status, error = 200, None
+        except ApiError as told:
+            if told.code == "batch_cancelled" or self._service.draining:
+                return
+            status, found = told.status, told.body
+            error = {"code": told.code, "message": told.message}
+        good = error is None
+        response = {"status_code": status, "request_id": call.request_id, "body": found}
+        record = {
+            "id": f"batch_req_{secrets.token_hex(16)}",
+            "custom_id": custom_id,
+            "response": response,
+            "error": error,
+        }
+        row = json.dumps({"line": number, "good": good, "record": record}, ensure_ascii=False)
+        try:
+            journal.write(row.encode() + b"\n")
+            journal.flush()
+        except OSError as broken:  # the disk is full, say: no line can be answered any more
+            self._broken = broken
+            self._stopped.set()
+            return
+        self.batch["request_counts"]["completed" if good else "failed"] += 1
+
+    def _check_size(self, raw: bytes) -> None:
+        most = self._service.options.max_body_bytes
+        if len(raw) > most:
+            text = f"The line is larger than {most} bytes."
+            raise ApiError(413, text, code="request_too_large")
+
+    def _parse(self, raw: bytes) -> Any:
+        return parse_json(raw, self._service.options)
+
+    def _note_id(self, raw: bytes) -> None:
+        with contextlib.suppress(ApiError):  # which is in the journal
+            self._name(self._parse(raw))
+
+    def _name(self, value: Any) -> str:
+        """The line's custom_id, which no other has. Errors: ApiError."""
+        if not isinstance(value, dict):
+            raise ApiError(400, "A line must be a JSON object.")
+        custom_id = value.get("custom_id")
+        if not isinstance(custom_id, str) or not 0 < len(custom_id) <= 512:
+            raise _line_error("custom_id", "it must be a string of 1 to 512 characters.")
+        if custom_id in self._seen:
+            raise _line_error("custom_id", "an earlier line has the same.", "duplicate_custom_id")
+        self._seen.add(custom_id)
+        return custom_id
+
+    def _checked(self, value: dict[str, Any]) -> tuple[BaseModel, Answerer]:
+        """Errors: ApiError."""
+        body = value.get("body")
+        unknown = sorted(value.keys() - {"custom_id", "method", "url", "body"})
+        if unknown:
+            text = f"Unknown parameter: '{unknown[0][:100]}'."
+            raise ApiError(400, text, param=unknown[0][:100], code="unknown_parameter")
+        if value.get("method") != "POST":
+            raise _line_error("method", "it must be POST.")
+        if value.get("url") != self.batch["endpoint"]:
+            raise _line_error("url", "it must be the endpoint of the batch.", "mismatched_endpoint")
+        if not isinstance(body, dict):
+            raise _line_error("body", "it must be an object.", "invalid_type")
+        if body.get("stream"):
+            raise unsupported("stream", "'stream' is not supported in a batch.")
+        model, answer = ENDPOINTS[self.batch["endpoint"]]
+        try:
+            return model.model_validate(body), answer
+        except ValidationError as error:
+            raise explain(error, body) from None
+
+    async def _answered(self, call: Call, body: BaseModel, answer: Answerer) -> dict[str, Any]:
+        """The answer; while there is no room the line waits. Errors: ApiError."""
+        service = self._service
+        while True:
+            service.calls.add(call)  # a drain waits for it, and ends it like any other
+            self._calls.add(call)
+            try:
+                service.check_ready()
+                service.rates.take(self._tenant, "requests", 1)
+                work = answer(service, call, body)
+                return await call.attend(work, _never)  # type: ignore[arg-type]
+            except Exception as error:
+                told = as_api_error(error, call.request_id, call.spelling)
+                if told.status == 500 and not isinstance(error, ApiError):
+                    log_bug(call, error)
+                again = told.status in (429, 503) and told.retry_after is not None
+                if not again or self._over:
+                    raise told from error
+                wait = told.retry_after or 1
+            finally:
+                service.calls.discard(call)
+                self._calls.discard(call)
+            try:
+                await asyncio.wait_for(self._stopped.wait(), min(wait, 60))
+            except asyncio.TimeoutError:
+                continue
+            raise ApiError(400, "The batch was cancelled.", code="batch_cancelled")
+
+    @property
+    def _over(self) -> bool:
+        return (
+            self._stopped.is_set()
+            or self._service.draining
+            or time.time() >= self.batch["expires_at"]
+        )
+
+    # Journal and files
+
+    def _read_journal(self) -> set[int]:
+        """Numbers of the lines that are done; a torn last line is cut off."""
+        done: set[int] = set()
+        counts = self.batch["request_counts"]
+        counts["completed"] = counts["failed"] = 0
+        if not self._journal.exists():
+            return done
+        with self._journal.open("r+b") as file:
+            end = 0
+            for line in file:
+                if not line.endswith(b"\n"):
+                    break
+                row = json.loads(line)
+                done.add(row["line"])
+                counts["completed" if row["good"] else "failed"] += 1
+                end += len(line)
+            file.truncate(end)
+        return done
+
+    def _finish(self) -> None:
+        """The output and the error file, each in the order of the input."""
+        if not self._journal.exists():
+            return
+        rows: dict[bool, list[tuple[int, int]]] = {True: [], False: []}
+        with self._journal.open("rb") as journal:
+            offset = 0
+            for line in journal:
+                row = json.loads(line)
+                rows[row["good"]].append((row["line"], offset))
+                offset += len(line)
+            for good, name in ((True, "output"), (False, "error")):
+                if rows[good]:
+                    path = new_path(self._service, self._tenant)
+                    self._write(path, journal, sorted(rows[good]))
+                    file = f"{self.batch['id']}_{name}.jsonl"
+                    kept = keep(self._service, self._tenant, path, file, "batch_output")
+                    self.batch[f"{name}_file_id"] = kept["id"]
+
+    def _write(self, path: Path, journal: BinaryIO, rows: list[tuple[int, int]]) -> None:
+        try:
+            with path.open("wb") as file:
+                for _, offset in rows:
+                    journal.seek(offset)
+                    record = json.loads(journal.readline())["record"]
+                    file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
+
+
+def _line_error(param: str, what: str, code: str = "invalid_value") -> ApiError:
+    return ApiError(400, f"Invalid '{param}': {what}", param=param, code=code)
+
+
+async def _never() -> Any:
+    await asyncio.Event().wait()

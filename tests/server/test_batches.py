@@ -1,0 +1,343 @@
+"""`/v1/files` and `/v1/batches` through the official client against real servers."""
+
+from __future__ import annotations
+
+import io
+import json
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from openai import OpenAI
+from starlette.testclient import TestClient
+
+from qwenkit.errors import OptionError
+from qwenkit.server.data import DataFolder
+
+MODEL = "tiny-instruct"
+SUM = [{"role": "user", "content": "What is 12 + 30?"}]
+CHAT = "/v1/chat/completions"
+LIMITS = ("--max-file-bytes", "200000", "--max-files", "40", "--max-body-bytes", "20000")
+
+
+@pytest.fixture(scope="module")
+def limited(live_of: Callable[..., Any]) -> Any:
+    return live_of(*LIMITS, "--max-batch-lines", "50", "--batch-concurrency", "4")
+
+
+def client_for(server: Any, key: str = "none") -> OpenAI:
+    return OpenAI(base_url=f"{server.url}/v1", api_key=key, max_retries=0)
+
+
+@pytest.fixture(scope="module")
+def api(limited: Any) -> OpenAI:
+    return client_for(limited)
+
+
+def row(name: Any, body: Any, url: str = CHAT, **more: Any) -> dict[str, Any]:
+    return {"custom_id": name, "method": "POST", "url": url, "body": body, **more}
+
+
+def send(api: OpenAI, rows: list[Any], name: str = "in.jsonl") -> str:
+    lines = [each if isinstance(each, bytes) else json.dumps(each).encode() for each in rows]
+    return api.files.create(file=(name, b"\n".join(lines)), purpose="batch").id
+
+
+def ended(api: OpenAI, batch_id: str) -> Any:
+    deadline = time.monotonic() + 200
+    while True:
+        batch = api.batches.retrieve(batch_id)
+        if batch.status in ("completed", "failed", "expired", "cancelled"):
+            return batch
+        assert time.monotonic() < deadline, batch.status
+        time.sleep(0.05)
+
+
+def run(api: OpenAI, rows: list[Any], endpoint: Any = CHAT) -> Any:
+    batch = api.batches.create(
+        input_file_id=send(api, rows), endpoint=endpoint, completion_window="24h"
+    )
+    assert batch.status == "validating"
+    return ended(api, batch.id)
+
+
+def records(api: OpenAI, file_id: str | None) -> list[dict[str, Any]]:
+    assert file_id is not None
+    return [json.loads(line) for line in api.files.content(file_id).text.splitlines()]
+
+
+# --- files ------------------------------------------------------------------------------------
+
+
+def test_a_file_is_kept_listed_read_and_deleted(api: OpenAI) -> None:
+    data = b'{"custom_id": "a"}\n\x00\xff anything'
+    file = api.files.create(file=("dir/../na\nme.jsonl", data), purpose="batch")
+    assert (file.object, file.bytes, file.purpose) == ("file", len(data), "batch")
+    assert "/" not in file.filename and "\n" not in file.filename
+    assert api.files.retrieve(file.id) == file
+    assert api.files.content(file.id).read() == data
+    assert file.id in [each.id for each in api.files.list()]
+    assert file.id in [each.id for each in api.files.list(purpose="batch", limit=1)]
+    assert not list(api.files.list(purpose="vision"))
+    assert api.files.delete(file.id).deleted
+    for ask in (api.files.retrieve, api.files.content, api.files.delete):
+        with pytest.raises(openai.NotFoundError) as caught:
+            ask(file.id)
+        assert caught.value.code == "not_found"
+
+
+@pytest.mark.parametrize("name", ["../lock", "..%2Flock", "file-", "%00", "x" * 300, "file-a.json"])
+def test_an_id_is_never_a_path(limited: Any, name: str) -> None:
+    for path in (f"/v1/files/{name}", f"/v1/files/{name}/content", f"/v1/batches/{name}"):
+        answer = httpx.get(limited.url + path)
+        assert answer.status_code == 404 and "error" in answer.json(), path
+
+
+@pytest.mark.xfail(reason="param of a form with too many parts is its field", strict=False)
+def test_what_is_wrong_with_an_upload(api: OpenAI, limited: Any) -> None:
+    for purpose, code in (("vision", "unsupported_parameter"), ("no", "invalid_value")):
+        with pytest.raises(openai.BadRequestError) as caught:
+            api.files.create(file=("a", b"x"), purpose=purpose)  # type: ignore[arg-type]
+        assert (caught.value.param, caught.value.code) == ("purpose", code)
+    with pytest.raises(openai.BadRequestError) as caught:
+        api.files.create(file=("a", b""), purpose="batch")
+    assert (caught.value.param, caught.value.code) == ("file", "empty_file")
+    url = f"{limited.url}/v1/files"
+    head = {"content-type": "multipart/form-data; boundary=b"}
+    part = b'--b\r\nContent-Disposition: form-data; name="file"; filename="f"\r\n\r\nxyz\r\n'
+    field = b'--b\r\nContent-Disposition: form-data; name="%s"\r\n\r\n%s\r\n'
+    purpose_part, end = field % (b"purpose", b"batch"), b"--b--\r\n"
+    for body, status, param in (
+        (b"", 400, None),
+        (b"nonsense", 400, None),
+        (part, 400, None),
+        (part + end, 400, "purpose"),
+        (purpose_part + end, 400, "file"),
+        (part + part + purpose_part + end, 400, None),
+        (part + purpose_part * 2 + end, 400, "purpose"),
+        (part + purpose_part + field % (b"more", b"x") + end, 400, "more"),
+        (part + field % (b"purpose", b"x" * 5000) + end, 400, None),
+        (field % (b"a", b"x") * 20 + end, 400, None),
+        (part + purpose_part + end, 200, None),
+    ):
+        answer = httpx.post(url, content=body, headers=head)
+        assert answer.status_code == status, (body[:200], answer.text)
+        if status == 400:
+            assert answer.json()["error"]["param"] == param, body[:200]
+    for kind in (
+        "application/json",
+        "multipart/form-data",
+        "multipart/form-data; boundary=" + "b" * 99,
+    ):
+        answer = httpx.post(url, content=b"{}", headers={"content-type": kind})
+        assert answer.status_code == 415, kind
+
+
+def test_a_file_that_is_too_large_is_refused_while_it_comes(limited: Any, api: OpenAI) -> None:
+    before = [each.id for each in api.files.list()]
+    with pytest.raises(openai.APIStatusError) as caught:
+        api.files.create(file=("a", b"x" * 300_000), purpose="batch")
+    assert caught.value.status_code == 413 and caught.value.code == "request_too_large"
+    sent = 0
+
+    def endless() -> Any:
+        nonlocal sent
+        yield b'--b\r\nContent-Disposition: form-data; name="file"; filename="f"\r\n\r\n'
+        while sent < 100 << 20:
+            sent += 1 << 16
+            yield b"x" * (1 << 16)
+
+    head = {"content-type": "multipart/form-data; boundary=b"}
+    try:
+        answer = httpx.post(f"{limited.url}/v1/files", content=endless(), headers=head)
+        assert answer.status_code == 413
+    except httpx.TransportError:
+        pass  # the connection was closed while we were still writing
+    assert sent < 50 << 20
+    assert [each.id for each in api.files.list()] == before
+
+
+# --- batches ----------------------------------------------------------------------------------
+
+
+def test_each_endpoint_answers_as_it_does_live(api: OpenAI) -> None:
+    live_chat = api.chat.completions.create(model=MODEL, messages=SUM, max_tokens=16)  # type: ignore[arg-type]
+    for url, body, read in (
+        (
+            CHAT,
+            {"messages": SUM, "max_tokens": 16},
+            lambda found: found["choices"][0]["message"]["content"],
+        ),
+        (
+            "/v1/completions",
+            {"prompt": "Once", "max_tokens": 4},
+            lambda found: found["choices"][0]["text"],
+        ),
+        ("/v1/embeddings", {"input": "x"}, lambda found: found["data"][0]["embedding"]),
+        (
+            "/v1/responses",
+            {"input": "What is 12 + 30?", "max_output_tokens": 16},
+            lambda found: found["output"][0]["content"][0]["text"],
+        ),
+    ):
+        rows = [row(f"r{i}", {"model": MODEL, **body}, url) for i in range(6)]
+        batch = run(api, rows, url)
+        counts = batch.request_counts
+        assert (batch.status, counts.total, counts.completed, counts.failed) == (
+            "completed",
+            6,
+            6,
+            0,
+        )
+        assert batch.error_file_id is None and batch.in_progress_at and batch.completed_at
+        found = records(api, batch.output_file_id)
+        assert [each["custom_id"] for each in found] == [f"r{i}" for i in range(6)]
+        assert all(each["error"] is None for each in found)
+        assert all(each["response"]["status_code"] == 200 for each in found)
+        values = [read(each["response"]["body"]) for each in found]
+        assert values[0]
+        if url == CHAT:
+            assert values == [live_chat.choices[0].message.content] * 6
+        output = api.files.retrieve(batch.output_file_id)
+        assert output.purpose == "batch_output"
+
+
+def test_a_bad_line_is_that_lines_own_error(api: OpenAI) -> None:
+    good = {"model": MODEL, "messages": SUM, "max_tokens": 4}
+    deep = b"[" * 70 + b"]" * 70
+    rows: list[tuple[Any, int, str | None]] = [
+        (row("good", good), 200, None),
+        (b"no json", 400, None),
+        (b"[1]", 400, None),
+        (b'{"custom_id": "a", "custom_id": "b"}', 400, None),
+        (b'{"custom_id": ' + deep + b"}", 400, None),
+        (row(None, good), 400, "invalid_value"),
+        (row("good", good), 400, "duplicate_custom_id"),
+        (row("m", good) | {"method": "GET"}, 400, "invalid_value"),
+        (row("u", good, "/v1/completions"), 400, "mismatched_endpoint"),
+        (row("x", good, x=1), 400, "unknown_parameter"),
+        (row("b", None), 400, "invalid_type"),
+        (row("s", {**good, "stream": True}), 400, "unsupported_parameter"),
+        (row("n", {**good, "n": 9}), 400, "integer_above_max_value"),
+        (row("t", {**good, "temperature": 9}), 400, "integer_above_max_value"),
+        (row("f", {**good, "nonsense": 1}), 400, "unknown_parameter"),
+        (row("o", {**good, "model": "other"}), 404, "model_not_found"),
+        (row("c", {**good, "max_tokens": 5000}), 400, "context_length_exceeded"),
+        (row("big", {**good, "user": "x" * 30_000}), 413, "request_too_large"),
+        (row("last", good), 200, None),
+    ]
+    batch = run(api, [each for each, _, _ in rows])
+    counts = batch.request_counts
+    assert (batch.status, counts.total, counts.completed) == ("completed", len(rows), 2)
+    assert counts.failed == len(rows) - 2
+    output = records(api, batch.output_file_id)
+    assert [each["custom_id"] for each in output] == ["good", "last"]
+    errors = records(api, batch.error_file_id)
+    wanted = [(status, code) for _, status, code in rows if status != 200]
+    found = [(e["response"]["status_code"], e["error"]["code"]) for e in errors]
+    assert found == wanted
+    assert [each["response"]["body"]["error"]["code"] for each in errors] == [c for _, c in wanted]
+    assert errors[-2]["custom_id"] == "c"
+
+
+def test_files_that_are_no_batch(api: OpenAI) -> None:
+    for rows, code in (([b"\n\n  \n"], "empty_file"), ([b"{}"] * 51, "too_many_requests")):
+        batch = run(api, rows)
+        assert batch.status == "failed" and batch.failed_at
+        assert batch.errors.data[0].code == code and batch.output_file_id is None
+
+
+def test_what_is_wrong_with_a_batch(api: OpenAI) -> None:
+    file = send(api, [row("a", {})])
+    good: Any = {"input_file_id": file, "endpoint": CHAT, "completion_window": "24h"}
+    for wish, param in (
+        ({"input_file_id": "file-no"}, "input_file_id"),
+        ({"endpoint": "/v1/models"}, "endpoint"),
+        ({"completion_window": "1h"}, "completion_window"),
+        ({"metadata": {"a": "x" * 513}}, "metadata.a"),
+        ({"extra_body": {"x": 1}}, "x"),
+    ):
+        with pytest.raises(openai.BadRequestError) as caught:
+            api.batches.create(**{**good, **wish})
+        assert caught.value.param == param
+    for ask in (api.batches.retrieve, api.batches.cancel):
+        with pytest.raises(openai.NotFoundError):
+            ask("batch_no")
+
+
+def test_a_batch_is_cancelled_and_listed(api: OpenAI) -> None:
+    story = [{"role": "user", "content": "Tell me a story."}]
+    body = {"model": MODEL, "messages": story, "ignore_eos": True, "max_tokens": 1500}
+    file = send(api, [row(f"r{i}", body) for i in range(30)])
+    batch = api.batches.create(
+        input_file_id=file, endpoint=CHAT, completion_window="24h", metadata={"k": "v"}
+    )
+    while api.batches.retrieve(batch.id).status == "validating":
+        time.sleep(0.01)
+    assert api.batches.cancel(batch.id).status in ("cancelling", "cancelled")
+    done = ended(api, batch.id)
+    assert done.status == "cancelled" and done.cancelled_at and done.metadata == {"k": "v"}
+    assert done.request_counts.completed < 30
+    with pytest.raises(openai.BadRequestError):
+        api.batches.cancel(batch.id)
+    assert batch.id in [each.id for each in api.batches.list(limit=2)]
+
+
+def test_a_killed_server_goes_on_where_it_was(live_of: Callable[..., Any], tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    flags = ("--data-dir", str(folder), "--batch-concurrency", "2")
+    first = live_of(*flags)
+    api = client_for(first)
+    body = {"model": MODEL, "messages": SUM, "ignore_eos": True, "max_tokens": 120}
+    file = send(api, [row(f"r{i}", body) for i in range(24)])
+    batch = api.batches.create(input_file_id=file, endpoint=CHAT, completion_window="24h")
+    while api.batches.retrieve(batch.id).request_counts.completed < 3:  # type: ignore[union-attr]
+        time.sleep(0.01)
+    with pytest.raises(OptionError, match="in use"):
+        DataFolder(str(folder))
+    first.stop(signal.SIGKILL)
+    (journal,) = folder.rglob("*.journal")
+    with journal.open("ab") as half:
+        half.write(b'{"line": 20, "good": tr')
+    before = len(journal.read_bytes().splitlines()) - 1
+    assert 3 <= before < 24
+    assert folder.stat().st_mode & 0o777 == 0o700
+    second = live_of(*flags)
+    done = ended(client_for(second), batch.id)
+    assert done.status == "completed" and done.request_counts.completed == 24
+    found = records(client_for(second), done.output_file_id)
+    assert [each["custom_id"] for each in found] == [f"r{i}" for i in range(24)]
+    assert not list(folder.rglob("*.journal")) and not list(folder.rglob("*.tmp"))
+
+
+def test_another_key_finds_nothing(client_of: Callable[..., TestClient], tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text("sk-one one\nsk-two two\n")
+    with client_of(api_key_file=str(keys)) as client:
+
+        def ask(method: str, path: str, key: str, **more: Any) -> Any:
+            headers = {"authorization": f"Bearer {key}"}
+            return client.request(method, path, headers=headers, **more)
+
+        form: Any = {"files": {"file": ("a", io.BytesIO(b"{}"))}, "data": {"purpose": "batch"}}
+        file = ask("POST", "/v1/files", "sk-one", **form).json()["id"]
+        wish = {"input_file_id": file, "endpoint": CHAT, "completion_window": "24h"}
+        batch = ask("POST", "/v1/batches", "sk-one", json=wish).json()["id"]
+        for method, path in (
+            ("GET", f"/v1/files/{file}"),
+            ("GET", f"/v1/files/{file}/content"),
+            ("DELETE", f"/v1/files/{file}"),
+            ("GET", f"/v1/batches/{batch}"),
+            ("POST", f"/v1/batches/{batch}/cancel"),
+        ):
+            assert ask(method, path, "sk-two").status_code == 404, (method, path)
+        stolen = ask("POST", "/v1/batches", "sk-two", json=wish)
+        assert stolen.status_code == 400 and stolen.json()["error"]["param"] == "input_file_id"
+        for path in ("/v1/files", "/v1/batches"):
+            assert ask("GET", path, "sk-two").json()["data"] == []
+            assert len(ask("GET", path, "sk-one").json()["data"]) >= 1
