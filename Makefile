@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 RECIPE ?= recipes/tiny.yaml
 
-.PHONY: help setup demo test check bench bench-peers bench-fuzz stress tiny
+.PHONY: help setup demo test check bench bench-peers bench-fuzz bench-serve stress tiny
 
 help:
 	@echo "make demo     ask the embedded model a question, in English and in Chinese"
@@ -12,6 +12,7 @@ help:
 	@echo "make bench    speed and memory of published shapes with random weights, measured here"
 	@echo "make bench-peers   the same beside llama.cpp, OpenVINO and transformers (builds them first)"
 	@echo "make bench-fuzz   200,000 hostile GGUF and safetensors headers  (ARGS='--seed 1')"
+	@echo "make bench-serve  the server beside its engine  (ARGS='--model FOLDER --peer llama-server --gguf FILE')"
 	@echo "make stress   clients that leave, pauses, poisonous requests: thousands of each"
 	@echo "make tiny     train the embedded models again  (one to three hours on two cores)"
 	@echo "make setup    only set up .venv                (PYTHON=python3.12 to choose the Python)"
@@ -32,6 +33,7 @@ check: setup
 	$(BIN)/mypy
 
 bench: setup
+	$(BIN)/python bench/first_token.py
 	$(BIN)/python bench/speed.py $(ARGS)
 
 bench-peers: setup
@@ -40,8 +42,14 @@ bench-peers: setup
 bench-fuzz: setup
 	$(BIN)/python bench/fuzz_files.py $(ARGS)
 
+bench-serve: setup
+	$(BIN)/python bench/serve.py $(ARGS)
+
 stress: setup
 	$(BIN)/python bench/stress_engine.py $(ARGS)
+	$(BIN)/python bench/structured.py
+	$(BIN)/python bench/stress_server.py
+	$(BIN)/python bench/fuzz_api.py --requests 10000
 
 tiny: setup
 	$(BIN)/qwenkit train tokenizer $(RECIPE)

@@ -4,7 +4,8 @@ Valid GGUF and safetensors files are changed where it hurts (counts, lengths, ty
 offsets set to extreme values; bytes flipped; pieces cut, doubled, moved; the end cut off) and read
 as headers; a GGUF header that is accepted goes on to configuration and tokenizer. Every input must
 be read or refused with a QwenkitError, within two seconds of CPU time (a machine may be busy) and
-with little memory. The seed is printed; an input that breaks the rule stays beside and is named.
+64 MiB of memory (on Linux: the process may get no more). The seed is printed; an input that breaks
+the rule stays beside.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ from __future__ import annotations
 import argparse
 import os
 import random
+import resource
 import struct
+import sys
 import time
-import tracemalloc
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -199,8 +201,8 @@ READERS: dict[str, Callable[[int, int], None]] = {
 def sweep(kind: str, seeds: list[Seed], count: int, *, seed: int, folder: Path) -> Found:
     """Read `count` mutated files of a kind.
 
-    Errors: whatever a reader raises that is no QwenkitError, after the input was written to
-    `folder`; AssertionError for one that took too long or too much memory.
+    Errors: whatever a reader raises that is no QwenkitError, with the input left in `folder`;
+    AssertionError for one that took too long.
     """
     rng, found, read = random.Random(seed), Found(), READERS[kind]
     work = folder / f"fuzz.{kind}"
@@ -225,6 +227,13 @@ def sweep(kind: str, seeds: list[Seed], count: int, *, seed: int, folder: Path) 
     return found
 
 
+def limit_memory(extra: int) -> None:
+    """Let the process map `extra` bytes more than it has: then a MemoryError ends it."""
+    if sys.platform == "linux":
+        mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (mapped + extra, resource.RLIM_INFINITY))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
     parser.add_argument("--count", type=int, default=200_000, help="inputs of each kind")
@@ -232,19 +241,15 @@ def main() -> None:
     options = parser.parse_args()
     seed = options.seed if options.seed is not None else random.SystemRandom().getrandbits(32)
     print(f"seed {seed}, {options.count} inputs of each kind", flush=True)
+    limit_memory(EXTRA_BYTES)
     for kind in READERS:
-        tracemalloc.start()
-        start = time.monotonic()
+        start = time.process_time()
         found = sweep(kind, seeds_of(kind), options.count, seed=seed, folder=Path.cwd())
-        peak = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
         print(
             f"{kind}: {found.read} read, {found.refused} refused, 0 broke the rule; slowest "
-            f"{found.slowest * 1000:.0f} ms, most memory {peak / 2**20:.1f} MiB, "
-            f"{time.monotonic() - start:.0f} s",
+            f"{found.slowest * 1000:.0f} ms, {time.process_time() - start:.0f} s of CPU time",
             flush=True,
         )
-        assert peak < EXTRA_BYTES, f"{peak} bytes"
 
 
 if __name__ == "__main__":

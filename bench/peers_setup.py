@@ -95,7 +95,7 @@ def convert(size: str) -> None:
         make_environment()
         script = SOURCE / "convert_hf_to_gguf.py"
         half = wide.with_suffix(".part")
-        words = [PYTHON, script, checkpoint(size), "--outtype", "bf16", "--outfile", half]
+        words: list[str | Path] = [PYTHON, script, checkpoint(size), "--outtype", "bf16", "--outfile", half]
         _try("converting to GGUF", *words, PYTHONPATH=str(SOURCE / "gguf-py"))
         half.rename(wide)
     for kind in TYPES:
@@ -114,7 +114,7 @@ def make_environment() -> None:
     _try("making the peers' environment", sys.executable, "-m", "venv", PEERS / "venv")
     site = next((PEERS / "venv" / "lib").glob("python*")) / "site-packages"
     (site / "zz_borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n")
-    pip = [PYTHON, "-m", "pip", "install", "--quiet"]
+    pip: list[str | Path] = [PYTHON, "-m", "pip", "install", "--quiet"]
     _try("installing OpenVINO GenAI", *pip, *OPENVINO, "sentencepiece")
     _try("installing optimum-intel", *pip, "--no-deps", *OPTIMUM)
     done.touch()

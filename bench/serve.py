@@ -14,24 +14,28 @@ its own, so both have the machine to themselves in turn. Not covered: GPUs, imag
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
 import os
 import random
+import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
 from fuzz_api import KEY, toy_model
-from stress_server import Server, connected
+from stress_server import Server
 
 from qwenkit.engine import Engine, Request, SamplingParams
 from qwenkit.llm import LLM
+from qwenkit.options import ServeOptions, resolve
+from qwenkit.server import run
+from qwenkit.server.listen import listen
 
 DEFAULT = Path(__file__).resolve().parents[1] / "build" / "bench" / "0.5B"
 CLIENTS, PROMPT, WRITTEN = 16, 32, 64
@@ -111,11 +115,43 @@ class EngineAlone:
         self._process.communicate()
 
 
+# A server that notes what the model takes
+
+
+def served_work(model: str, quantize: str | None, notes: str) -> None:
+    """`qwenkit serve` with a clock on the model and the sampler; their seconds go to a file."""
+    flags = {"model": model, "port": 0, "served_model_name": ["m"], "log_level": "warning"}
+    options = resolve(ServeOptions, {**flags, "quantize": quantize})
+    listener = listen(options)
+    llm = LLM(model, quantize=quantize)
+    spent: dict[str, list[float]] = {"forward": [], "sample": []}
+    llm.model.register_forward_pre_hook(lambda *_: spent["forward"].append(-time.perf_counter()))
+    llm.model.register_forward_hook(
+        lambda *_: spent["forward"].__setitem__(-1, spent["forward"][-1] + time.perf_counter())
+    )
+    sampler = llm.driver.engine.sampler
+    sample = sampler.sample
+
+    def timed(*what: Any) -> Any:
+        began = time.perf_counter()
+        found = sample(*what)
+        spent["sample"].append(time.perf_counter() - began)
+        return found
+
+    sampler.sample = timed  # type: ignore[assignment,method-assign]
+    address = listener.getsockname()
+    run.serve(llm, options, listener, lambda: print(f"http://x:{address[1]}/v1\n", flush=True))
+    Path(notes).write_text(json.dumps(spent))
+
+
 # Clients
 
 
-async def stream(port: int, text: str, tokens: int) -> list[float]:
-    """Moments of the tokens of one streamed completion; the first entry is when it was asked."""
+def stream(port: int, text: str, tokens: int) -> list[float]:
+    """Moments of the tokens of one streamed completion; the first entry is when it was asked.
+
+    As light as a client can be: it shares the cores with the server.
+    """
     body = {"model": "m", "prompt": text, "max_tokens": tokens, "stream": True}
     body |= {"ignore_eos": True, "temperature": 0}
     data = json.dumps(body).encode()
@@ -123,24 +159,25 @@ async def stream(port: int, text: str, tokens: int) -> list[float]:
         "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         f"Authorization: Bearer {KEY}\r\nContent-Length: {len(data)}\r\n\r\n"
     )
-    times = [time.perf_counter()]
-    async with connected(port) as (reader, writer):
-        writer.write(head.encode() + data)
-        answer = await reader.readuntil(b"\r\n\r\n")
-        assert b" 200 " in answer.split(b"\r\n")[0], answer
-        while True:
-            line = await reader.readline()
-            if line.startswith(b"data: [DONE]"):
-                return times
-            assert line and b'"error"' not in line, line
-            if line.startswith(b"data: "):
-                times.append(time.perf_counter())
+    times, buffer = [time.perf_counter()], bytearray(1 << 16)
+    with socket.create_connection(("127.0.0.1", port), timeout=300) as sock:
+        sock.sendall(head.encode() + data)
+        tail = b""
+        while b"data: [DONE]" not in tail:
+            count = sock.recv_into(buffer)
+            now, piece = time.perf_counter(), bytes(buffer[:count])
+            assert count and b'"error"' not in piece, piece[:500]
+            times += [now] * piece.count(b"data: {")
+            tail = tail[-16:] + piece
+    return times
 
 
-async def together(port: int, prompts: list[str], tokens: int) -> float:
+def together(port: int, prompts: list[str], tokens: int) -> float:
     """Seconds that clients at once take."""
     began = time.perf_counter()
-    await asyncio.gather(*(stream(port, text, tokens) for text in prompts))
+    with ThreadPoolExecutor(len(prompts)) as pool:
+        for found in [pool.submit(stream, port, text, tokens) for text in prompts]:
+            found.result()
     return time.perf_counter() - began
 
 
@@ -161,9 +198,9 @@ class Peer:
         self.process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         for _ in range(600):
             try:
-                asyncio.run(stream(self.port, "a", 1))
+                stream(self.port, "a", 1)
                 return
-            except (OSError, AssertionError, asyncio.IncompleteReadError):
+            except (OSError, AssertionError):
                 time.sleep(0.1)
         raise SystemExit("the peer does not start")
 
@@ -173,8 +210,6 @@ class Peer:
 
 
 def _free_port() -> int:
-    import socket
-
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -190,8 +225,8 @@ def sixteen(server: Server, engine: EngineAlone, peer: Peer | None, rounds: int)
     for number in range(rounds + 1):
         prompts = [prompt(PROMPT, 100 * number + i) for i in range(CLIENTS)]
         alone = engine.run(CLIENTS, WRITTEN, prompts)["seconds"]
-        served = asyncio.run(together(server.port, prompts, WRITTEN))
-        other = asyncio.run(together(peer.port, prompts, WRITTEN)) if peer else 0.0
+        served = together(server.port, prompts, WRITTEN)
+        other = together(peer.port, prompts, WRITTEN) if peer else 0.0
         if number:  # the first round warms up
             found["engine"].append(CLIENTS * WRITTEN / alone)
             found["server"].append(CLIENTS * WRITTEN / served)
@@ -209,44 +244,41 @@ def sixteen(server: Server, engine: EngineAlone, peer: Peer | None, rounds: int)
 
 
 def overhead(model: str, quantize: str | None, tokens: int, rounds: int) -> None:
-    """One sequence."""
-    engine = EngineAlone(model, quantize)
-    server = Server(model, ("--quantize", quantize) if quantize else ())
-    added, steps, forwards = list[float](), list[float](), list[float]()
-    for number in range(rounds + 1):
-        text = prompt(PROMPT, number)
-        alone = engine.run(1, tokens, [text])
-        served = statistics.median(gaps(asyncio.run(stream(server.port, text, tokens))))
-        if number:
-            added.append(served - alone["forward"])
-            steps.append(alone["step"] - alone["forward"])
-            forwards.append(alone["forward"])
-    engine.end()
-    server.end()
-    ms = [statistics.median(values) * 1000 for values in (added, steps, forwards)]
-    print(f"overhead: {ms[0]:.3f} ms a step over the forward of {ms[2]:.3f} ms (aim: 0.3)", end="")
-    print(f", of which the engine alone adds {ms[1]:.3f} ms")
+    """One sequence: the time of a token that neither the model nor the sampler took."""
+    times = list[float]()
+    with tempfile.NamedTemporaryFile("r") as notes:
+        words = [sys.executable, __file__, "--model", model, "--served", notes.name]
+        words += ["--quantize", quantize] if quantize else []
+        server = Server(model, command=words)
+        for number in range(rounds):
+            times += gaps(stream(server.port, prompt(PROMPT, number), tokens))
+        server.end()
+        spent = json.load(notes)
+    gap, forward, sample = (
+        statistics.median(part) * 1000 for part in (times, spent["forward"], spent["sample"])
+    )
+    print(f"overhead: {gap - forward - sample:.3f} ms a token (aim: 0.3) beside ", end="")
+    print(f"{forward:.3f} ms in the model, {sample:.3f} ms in the sampler ({Path(model).name})")
 
 
-async def _interrupted(port: int, text: str, long: str) -> tuple[list[float], float]:
+def _interrupted(port: int, text: str, long: str) -> tuple[list[float], float]:
     """Gaps of a stream beside which a long prompt is read; and how long that took."""
-    running = asyncio.ensure_future(stream(port, text, 120))
-    await asyncio.sleep(0.7)
-    began = time.perf_counter()
-    other = await stream(port, long, 1)
-    times = [moment for moment in await running if moment >= began]
-    inside = [moment for moment in times if moment <= other[-1]]
-    return gaps([0.0, *inside, 0.0]), other[-1] - began
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(stream, port, text, 120)
+        time.sleep(0.7)
+        other = stream(port, long, 1)
+        times = [moment for moment in running.result() if other[0] <= moment <= other[-1]]
+    return gaps([0.0, *times, 0.0]), other[-1] - other[0]
 
 
 def prefill(server: Server, rounds: int) -> None:
     """A stream beside a prompt of 2,000 tokens."""
     ratios, worst, took = list[float](), list[float](), list[float]()
     for number in range(rounds):
-        solo = gaps(asyncio.run(stream(server.port, prompt(PROMPT, number), 60)))
+        solo = gaps(stream(server.port, prompt(PROMPT, number), 60))
         usual = statistics.median(solo)
         text, long = prompt(PROMPT, 50 + number), prompt(2000, 7000 + number)
-        between, seconds = asyncio.run(_interrupted(server.port, text, long))
+        between, seconds = _interrupted(server.port, text, long)
         ratios.append(max(between) / usual)
         worst.append(max(between))
         took.append(seconds)
@@ -260,7 +292,7 @@ def prefix(server: Server, rounds: int) -> None:
     ratios, firsts, seconds = list[float](), list[float](), list[float]()
     for number in range(rounds):
         shared = prompt(1000, 9000 + number)
-        times = [asyncio.run(stream(server.port, shared + end, 1)) for end in (" one", " two")]
+        times = [stream(server.port, shared + end, 1) for end in (" one", " two")]
         first, second = (found[1] - found[0] for found in times)
         ratios.append(first / second)
         firsts.append(first)
@@ -279,17 +311,20 @@ def main() -> None:
     parser.add_argument("--gguf", help="the same model in Q4_0")
     parser.add_argument("--only", nargs="*", default=["sixteen", "overhead", "prefill", "prefix"])
     parser.add_argument("--engine-alone", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--served", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.served:
+        served_work(
+            options.model, options.quantize if "--quantize" in sys.argv else None, options.served
+        )
+        return
     if options.engine_alone:
         engine_work(options.model, options.quantize if "--quantize" in sys.argv else None)
         return
-    print(
-        f"{torch.get_num_threads()} threads; {os.path.basename(options.model)} {options.quantize}"
-    )
+    print(f"{torch.get_num_threads()} threads; {Path(options.model).name} {options.quantize}")
     if "overhead" in options.only:
         with tempfile.TemporaryDirectory() as folder:
             overhead(str(toy_model(Path(folder))), None, 400, options.rounds)
-        overhead("tiny-instruct", None, 400, options.rounds)
         overhead(options.model, options.quantize, 100, options.rounds)
     if not {"sixteen", "prefill", "prefix"} & set(options.only):
         return

@@ -4,12 +4,13 @@
     python bench/speculate.py out/wide [--repeater out/wide-repeater] [--draft tiny-instruct]
 
 `out/wide` says what tiny-instruct says at the cost of the 0.5B shape (bench/widen.py). The repeater
-is such a model too, made from one that was trained to repeat a text with one word changed
-(bench/repeater.py): without it that row is left out. Greedy unless said otherwise; the tokens must
-be the same with and without. Printed are medians over the rounds: tokens/s without, the ratio with
-to without, and the share of draft tokens that were right.
+is such a model too, made from one that was trained to repeat a text with one word changed; there is
+none in this repository, and without one that row is left out. Greedy unless said otherwise; tokens
+must be the same with and without. Printed are medians over the rounds: tokens/s without, the ratio
+with to without, and the share of draft tokens that were right.
 
     repeat        one request: repeat this text, but write one word instead of another
+    asked again   the second turn of a conversation whose question was asked before, but for a digit
     answers       one request after the other, all skills of tiny-instruct
     answers, T=1  the same at temperature 1, seeded
     no guess      the same with a proposer that is always wrong: the most that it can cost
@@ -48,6 +49,12 @@ TEXTS = (
         "Return the name of the list when the file is open and not read, then use the index of "
         "each value for the test of the result and print the length of the word.",
     ),
+)
+QUESTIONS = (
+    ("What is 123 + 456?", "What is 123 + 457?"),
+    ("Who are you?", "Who are you?"),
+    ("你是谁？", "你是谁？"),
+    ("What is 37 * 48?", "What is 37 * 49?"),
 )
 NEW_TOKENS = 64
 
@@ -140,6 +147,17 @@ def skills(llm: LLM, count: int) -> list[list[int]]:
     return prompts
 
 
+def asked_again(llm: LLM) -> list[list[int]]:
+    """Conversations whose second question differs from the first in a digit or not at all."""
+    prompts = []
+    for first, second in QUESTIONS:
+        answer = llm.chat(first, max_tokens=NEW_TOKENS).text
+        turns = [("user", first), ("assistant", answer), ("user", second)]
+        messages = [{"role": role, "content": content} for role, content in turns]
+        prompts.append(list(llm.render(messages).ids))
+    return prompts
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model")
@@ -155,7 +173,7 @@ def main() -> None:
     greedy = SamplingParams(max_tokens=NEW_TOKENS)
     if options.repeater:
         llm = LLM(options.repeater, **how)
-        size = llm.config.vocab_size
+        size = llm.tokenizer.vocab_size
         texts = [
             f"Repeat this text, but write {new} instead of {old}: {t}" for old, new, t in TEXTS
         ]
@@ -164,9 +182,13 @@ def main() -> None:
         ends = tuple(llm.generation.eos_token_ids)
         cases.append(Case("repeat", engines, prompts, greedy.replace(stop_token_ids=ends)))
     llm = LLM(options.model, **how)
-    size = llm.config.vocab_size
-    prompts = skills(llm, options.prompts)
+    size = llm.tokenizer.vocab_size
     engines = pair(llm.model, size, speculate="lookup")
+    ends = tuple(llm.generation.eos_token_ids)
+    cases.append(
+        Case("asked again", engines, asked_again(llm), greedy.replace(stop_token_ids=ends))
+    )
+    prompts = skills(llm, options.prompts)
     cases.append(Case("answers", engines, prompts, greedy))
     cases.append(
         Case("answers, T=1", engines, prompts, greedy.replace(temperature=1.0, top_p=0.95))
@@ -178,7 +200,7 @@ def main() -> None:
     cases.append(Case("no guess", wrong, prompts, greedy))
     cases.append(Case("16 at once", engines, skills(llm, 16), greedy, together=True))
     draft = LLM(options.draft, kv_bytes=1 << 20)
-    engines = pair(llm.model, draft.tokenizer.vocab_size, draft_model=draft.model)
+    engines = pair(llm.model, size, draft_model=draft.model)
     cases.append(Case("draft", engines, prompts, greedy))
     cases.append(Case("draft, T=1", engines, prompts, greedy.replace(temperature=1.0)))
     print(f"{torch.get_num_threads()} threads, {options.quantize}, {options.rounds} rounds")

@@ -44,6 +44,8 @@ HEAD = (
     "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n"
     f"Authorization: Bearer {KEY}\r\nContent-Type: application/json\r\nContent-Length: "
 )
+PATIENCE = 1.0
+"""What the bounds on time are multiplied with: a busy machine needs it, a measurement does not."""
 MESSAGES = [{"role": "user", "content": "What is 12 + 30?"}]
 
 
@@ -54,6 +56,7 @@ class Server:
     model: str
     flags: tuple[str, ...] = ()
     port: int = 0
+    command: list[str] | None = None
     process: subprocess.Popen[str] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -61,7 +64,7 @@ class Server:
         words += ["--served-model-name", "m", "--log-level", "warning", *self.flags]
         self.log = tempfile.TemporaryFile("w+")
         self.process = subprocess.Popen(
-            words,
+            self.command or words,
             stdout=subprocess.PIPE,
             stderr=self.log,
             text=True,
@@ -272,8 +275,8 @@ async def streams(model: str, scale: float) -> None:
         print(f"  /health p99 {p99 * 1000:.0f} ms, worst {max(health) * 1000:.0f} ms")
         print(f"  memory {before:.0f} → {server.rss:.0f} MiB, files {files} → {server.files}")
         print(f"  idle again after {took:.2f} s")
-        assert slowest <= 1, "refusals within a second"
-        assert p99 <= 0.25, "/health within 250 ms"
+        assert slowest <= 1 * PATIENCE, "refusals within a second"
+        assert p99 <= 0.25 * PATIENCE, "/health within 250 ms"
         assert server.rss < before + 64 and server.files <= files + 1
     finally:
         server.end()
@@ -309,7 +312,7 @@ async def disconnects(model: str, scale: float) -> None:
         await asyncio.sleep(0.2)
         print(f"disconnects: {count} clients left; idle again after {took:.2f} s, no block lost")
         print(f"  files {files} → {server.files}")
-        assert took <= 1 and server.files <= files + 1
+        assert took <= 1 * PATIENCE and server.files <= files + 1
         last = await ask(server.port, request(max_tokens=4))
         assert last.ending == "done"
     finally:
@@ -336,7 +339,7 @@ async def sigterms(model: str, scale: float) -> None:
             assert isinstance(answer, Answer), answer
             ending = answer.ending if answer.status == 200 else str(answer.status)
             endings[ending] = endings.get(ending, 0) + 1
-        limit = 4 if drain == 0 else 2
+        limit = (4 if drain == 0 else 2) * PATIENCE
         assert times[-1] <= limit, f"exit {times[-1]:.1f} s after the drain of {drain} s"
     print(f"sigterms: {count} with 10 streams each: {endings}")
     print(f"  exit at most {max(times):.2f} s after the end of the drain")
@@ -367,7 +370,7 @@ async def loris(model: str, scale: float) -> None:
         medians = [statistics.median(times) * 1000 for times in (alone, among)]
         print(f"  answers p99 {before * 1000:.1f} → {p99 * 1000:.1f} ms ({p99 / before:.2f}×)")
         print(f"  median {medians[0]:.1f} → {medians[1]:.1f} ms")
-        assert p99 <= 1.2 * before, "healthy clients go on as before"
+        assert p99 <= 1.2 * before * PATIENCE, "healthy clients go on as before"
     finally:
         server.end()
 
@@ -385,8 +388,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("parts", nargs="*", choices=[*PARTS, []], default=list(PARTS))
     parser.add_argument("--scale", type=float, default=1.0, help="1 is the full size")
+    parser.add_argument("--patience", type=float, default=1.0, help="every bound times this")
     parser.add_argument("--model", help="tiny-instruct and others; a toy if not given")
     options = parser.parse_args()
+    globals()["PATIENCE"] = options.patience
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     with tempfile.TemporaryDirectory() as folder:

@@ -17,6 +17,7 @@ transformers runs in bfloat16 where the machine has instructions for it, else in
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import random
 import statistics
@@ -78,8 +79,8 @@ class Qwenkit:
 
 class OpenVino:
     def __init__(self, options: argparse.Namespace) -> None:
-        import openvino
-        import openvino_genai
+        openvino = importlib.import_module("openvino")  # in the environment of the peers only
+        openvino_genai = importlib.import_module("openvino_genai")
 
         self.genai, self.openvino = openvino_genai, openvino
         cache = openvino_genai.SchedulerConfig()
@@ -146,9 +147,10 @@ class Transformers:
         device = torch.device(options.device)
         native = ops.native_bfloat16(device)
         self.dtype = torch.bfloat16 if native else torch.float32
-        self.model: Any = transformers.AutoModelForCausalLM.from_pretrained(
+        model: Any = transformers.AutoModelForCausalLM.from_pretrained(
             options.path, dtype=self.dtype
-        ).to(device)
+        )
+        self.model = model.to(device)
         self.vocabulary = int(self.model.config.vocab_size)
 
     def _forward(self, ids: Any, cache: Any) -> tuple[Any, Any, float]:
@@ -167,7 +169,7 @@ class Transformers:
         with self.torch.inference_mode():
             while sum(taken) < seconds:
                 ids, cache, _ = self._forward(self._prompt(sequences, context), None)
-                steps = []
+                steps: list[float] = []
                 while len(steps) < 3 or (sum(steps) < seconds and len(steps) < ROOM):
                     ids, cache, spent = self._forward(ids, cache)
                     steps.append(spent)
@@ -189,7 +191,11 @@ def random_ids(vocabulary: int, count: int) -> list[int]:
     return [random.randrange(vocabulary) for _ in range(count)]
 
 
-ENGINES = {"qwenkit": Qwenkit, "openvino": OpenVino, "transformers": Transformers}
+ENGINES: dict[str, type[Qwenkit] | type[OpenVino] | type[Transformers]] = {
+    "qwenkit": Qwenkit,
+    "openvino": OpenVino,
+    "transformers": Transformers,
+}
 
 
 def answer(engine: Engine, request: dict[str, Any]) -> dict[str, Any]:

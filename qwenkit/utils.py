@@ -7,12 +7,15 @@ import ctypes
 import hashlib
 import json
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from qwenkit.errors import FormatError
+
+_PULL_AGAIN = "Fetch the model again with `qwenkit pull`."
 
 
 @contextlib.contextmanager
@@ -66,28 +69,47 @@ def read_json(path: str | os.PathLike[str], *, max_bytes: int = 64 << 20) -> Any
     """Read a JSON file. Errors: FormatError naming the file when it is missing, too large or not
     JSON.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FormatError(
-            f"{path} is missing or not a regular file.",
-            "Fetch the model again with `qwenkit pull`.",
-        )
+    text = read_text(path, max_bytes=max_bytes)
     try:
-        size = path.stat().st_size
-        if size > max_bytes:
-            raise FormatError(
-                f"{path} has {size} bytes; at most {max_bytes} are read.",
-                "It is not what its name says.",
-            )
-        return json.loads(path.read_bytes().decode("utf-8"))
-    except OSError as error:
-        raise FormatError(
-            f"{path} cannot be read: {error.strerror}.", "Check its permissions."
-        ) from error
+        return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise FormatError(
             f"{path} is not valid JSON ({error}).", "Fetch the file again."
         ) from error
+
+
+def read_text(path: str | os.PathLike[str], *, max_bytes: int = 64 << 20) -> str:
+    """Read a regular UTF-8 file; pipes, devices and directories are refused without blocking.
+
+    Errors: FormatError naming the file when it is missing, no such file, too large or not UTF-8.
+    """
+    try:
+        with open(path, "rb", opener=_open_at_once) as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise FormatError(f"{path} is not a regular file.", _PULL_AGAIN)
+            # One that grows meanwhile is seen by the byte too many.
+            data = file.read(max_bytes + 1) if status.st_size <= max_bytes else None
+    except FileNotFoundError as error:
+        raise FormatError(f"{path} is missing.", _PULL_AGAIN) from error
+    except IsADirectoryError as error:
+        raise FormatError(f"{path} is a directory, not a file.", _PULL_AGAIN) from error
+    except OSError as error:
+        raise FormatError(
+            f"{path} cannot be read: {error.strerror}.", "Check its permissions."
+        ) from error
+    if data is None or len(data) > max_bytes:
+        raise FormatError(
+            f"{path} has more than {max_bytes} bytes.", "It is not what its name says."
+        )
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise FormatError(f"{path} is not UTF-8 ({error.reason}).", "Fetch it again.") from error
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)  # a pipe would wait for its writer
 
 
 def sha256_file(path: str | os.PathLike[str]) -> str:

@@ -92,6 +92,8 @@ def test_unknown_keys_are_dropped_and_windows_follow_the_switch() -> None:
     on = ModelConfig.from_dict({**GOOD, **window, "use_sliding_window": True})
     assert [off.window(i) for i in range(2)] == [None, None]
     assert [on.window(i) for i in range(2)] == [None, 16]
+    kinds = {"layer_types": ["full_attention", "sliding_attention"]}
+    assert ModelConfig.from_dict({**GOOD, **window, **kinds, "use_sliding_window": True}) == on
 
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {
@@ -119,6 +121,8 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "no factor": ({"rope_scaling": {"rope_type": "yarn"}}, "factor"),
     "sections": ({"rope_scaling": {"type": "mrope", "mrope_section": [1, 2]}}, "mrope_section"),
     "window": ({"use_sliding_window": True, "sliding_window": None}, "sliding_window"),
+    "layers": ({"layer_types": ["full_attention", "linear_attention"]}, "layer_types"),
+    "layers in a window": ({"layer_types": ["sliding_attention"] * 2}, "layer_types"),
     "quantised": ({"quantization_config": {"quant_method": "fp8"}}, "fp8"),
     "dual chunk": ({"dual_chunk_attention_config": {"chunk_size": 1}}, "dual_chunk"),
     "experts": ({"num_experts": 4, "num_experts_per_tok": 8}, "num_experts_per_tok"),
@@ -134,6 +138,14 @@ def test_bad_values_name_the_key(case: str) -> None:
     assert str(caught.value).startswith("a/config.json") and "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("case", BAD)
+def test_bad_values_name_the_file(tmp_path: Path, case: str) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({**GOOD, **BAD[case][0]}))
+    with pytest.raises(ConfigError) as caught:
+        ModelConfig.from_dir(tmp_path)
+    assert str(caught.value).count(str(tmp_path / "config.json")) == 1
+
+
 @pytest.mark.parametrize("text", ["", "{", "[1]", "null", '{"a":' * 5000, "\xff"])
 def test_broken_json(tmp_path: Path, text: str) -> None:
     (tmp_path / "config.json").write_bytes(text.encode("latin-1"))
@@ -146,11 +158,34 @@ def test_missing_file_directory_and_pipe(tmp_path: Path) -> None:
     with pytest.raises(FormatError, match="missing"):
         ModelConfig.from_dir(tmp_path)
     os.mkfifo(file)
-    with pytest.raises(FormatError, match="config.json"):
+    with pytest.raises(FormatError, match="config.json is not a regular file"):
         ModelConfig.from_dir(tmp_path)
     file.unlink()
     file.mkdir()
-    with pytest.raises(FormatError, match="config.json"):
+    with pytest.raises(FormatError, match="config.json is a directory"):
+        ModelConfig.from_dir(tmp_path)
+    file.rmdir()
+    file.symlink_to("/dev/zero")
+    with pytest.raises(FormatError, match="config.json is not a regular file"):
+        ModelConfig.from_dir(tmp_path)
+    file.unlink()
+    file.symlink_to(file)
+    with pytest.raises(FormatError, match="config.json cannot be read: Too many"):
+        ModelConfig.from_dir(tmp_path)
+    file.unlink()
+    with file.open("wb") as large:
+        large.truncate(1 << 40)
+    with pytest.raises(FormatError, match="config.json has more than 67108864 bytes"):
+        ModelConfig.from_dir(tmp_path)
+
+
+def test_a_file_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: Any) -> int:  # chmod would not stop root
+        raise PermissionError(13, "Permission denied")
+
+    (tmp_path / "config.json").write_text(json.dumps(GOOD))
+    monkeypatch.setattr("os.open", refused)
+    with pytest.raises(FormatError, match="cannot be read: Permission denied"):
         ModelConfig.from_dir(tmp_path)
 
 

@@ -161,14 +161,10 @@ def _unexpected(cls: type[Options], word: str, prog: str) -> OptionError:
     if word.startswith("-") and len(word) > 1:
         name = word.partition("=")[0]
         flags = {flag_name(known): field for known, field in cls.names().items()}
-        field = flags.get(name)
-        if field is not None and cls.flag(field).positional:
-            place = cls.flag(field).metavar
-            return OptionError(
-                f"{name} is not a flag of `{prog}`.", f"Write it without: `{prog} {place}`."
-            )
         near = suggest(name, [*flags, "--config", "--help"])
         hint = f"Did you mean {near}?" if near else f"See `{prog} --help`."
+        if near in flags and cls.flag(flags[near]).positional:
+            hint = f"Write it without: `{prog} {cls.flag(flags[near]).metavar}`."
         return OptionError(f"{name} is not a flag of `{prog}`.", hint)
     if "prompt" in cls.model_fields:
         return OptionError(

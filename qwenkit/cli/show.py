@@ -177,8 +177,8 @@ def _text_side(path: Path) -> dict[str, Any]:
         return {"tokenizer": f"unreadable: {error}"}
     facts = _tokenizer(tokenizer)
     try:
-        ChatTemplate.from_dir(path, tokenizer)
-        facts["chat_template"] = "yes"
+        fallback = ChatTemplate.from_dir(path, tokenizer).is_fallback
+        facts["chat_template"] = "none; turns are plain ChatML" if fallback else "yes"
     except QwenkitError as error:
         facts["chat_template"] = f"none: {error.message}"
     return facts
@@ -193,7 +193,8 @@ def licence(path: Path) -> str | None:
     """The licence that the model card's header names, or the first words of LICENSE."""
     card = path / "README.md"
     if card.is_file():
-        text = card.read_bytes()[:_CARD_BYTES].decode("utf-8", errors="replace")
+        with card.open("rb") as opened:
+            text = opened.read(_CARD_BYTES).decode("utf-8", errors="replace")
         parts = text.split("---", 2)
         try:
             header = (

@@ -36,7 +36,7 @@ class GenerationConfig:
         """
         file = Path(path) / "generation_config.json"
         fallback = ModelConfig.from_dir(path).eos_token_ids
-        if not file.exists():
+        if not os.path.lexists(file):  # a link to nothing is a fault, not an absence
             return cls(eos_token_ids=fallback)
         values = read_json(file)
         if not isinstance(values, dict):

@@ -97,9 +97,11 @@ class ModelConfig:
             raise ConfigError(f"{source} is not a JSON object.", "Fetch the model again.")
         known = _read_fields(values, source)
         try:
-            return cls(**known)
+            config = cls(**known)
+            _check_layer_types(config, values)
         except ConfigError as error:
             raise ConfigError(f"{source}: {error.message}", error.remedy) from error
+        return config
 
     @classmethod
     def from_dir(cls, path: str | os.PathLike[str]) -> ModelConfig:
@@ -334,6 +336,20 @@ def _check(config: ModelConfig) -> None:
     _check_rope(config)
     if config.is_moe:
         _check_moe(config)
+
+
+def _check_layer_types(config: ModelConfig, values: dict[str, Any]) -> None:
+    """Transformers 5 also lists each layer's attention: it must be what the other keys say."""
+    text = values.get("text_config")
+    found = (text if isinstance(text, dict) else values).get("layer_types")
+    windows = [config.window(layer) for layer in range(config.num_hidden_layers)]
+    meant = ["full_attention" if window is None else "sliding_attention" for window in windows]
+    if found is not None and found != meant:
+        raise ConfigError(
+            f"layer_types is {found!r:.100}; supported is what use_sliding_window and "
+            f"max_window_layers mean: {meant!r:.100}.",
+            "Mend config.json.",
+        )
 
 
 def _check_rope(config: ModelConfig) -> None:

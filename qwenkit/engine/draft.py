@@ -26,7 +26,7 @@ from qwenkit.model.qwen import Qwen
 
 LIKELY = 0.7
 FIXED_ROWS = {"cpu": 4.0, "cuda": 64.0}
-"""What a step costs beside its rows, in rows (`bench/speculate.py` measures it)."""
+"""What a step costs beside its rows, in rows: of int4 on AVX2 (dev/LOG.md); for CUDA a guess."""
 KINDS = ("lookup", "draft")
 
 
@@ -107,10 +107,11 @@ class DraftModel(Proposer):
         prompts = []
         for span in plan.spans:
             known = self._computed.get(span.request.id, span.start)
-            self._computed[span.request.id] = min(known, span.start)
-            end = span.start + span.count
+            # A request that was paused may find one token more in its old blocks than was computed.
+            start, end = min(known, span.start), span.start + span.count
+            self._computed[span.request.id] = start
             if span.count > 1 and end <= self.context_length:
-                prompts.append(Span(span.request, span.start, span.count, False))
+                prompts.append(Span(span.request, start, end - start, False))
                 self._computed[span.request.id] = end
         if prompts:
             self.runner.forward(Plan(prompts))

@@ -7,12 +7,15 @@ their logits are dropped. Steps that do anything else than one new token a seque
 positions (YaRN), run as they are.
 
 Only for dense models on CUDA with Triton's bodies, whose work does not depend on numbers that the
-CPU would have to wait for. Not covered: prefill. Has not run on a GPU yet: the tests of the capture
+CPU would have to wait for. A capture that fails is told once, and decoding goes on without graphs.
+Not covered: prefill. Has not run on a GPU yet: the tests of the capture
 need one, and without one only `StaticBatch` is checked.
 Legend: S sequences, T slots of a block.
 """
 
 from __future__ import annotations
+
+import logging
 
 import torch
 from torch import Tensor
@@ -22,6 +25,7 @@ from qwenkit.engine.kv_cache import KVCache
 from qwenkit.model.batch import Batch, PagedKV
 from qwenkit.model.qwen import Qwen
 
+_log = logging.getLogger("qwenkit.engine")
 _WARM_UPS = 2
 """Runs before the capture: they compile kernels and make tables, which a capture must not do."""
 
@@ -77,12 +81,16 @@ class DecodeGraphs:
     def forward(self, batch: Batch) -> Tensor:
         """Logits (S, V) of a batch with one new token a sequence."""
         count = len(batch.input_ids)
-        if batch.scaled is not None or count > self._sizes[-1]:
+        size = next((size for size in self._sizes if size >= count), 0)
+        if size and size not in self._captured and batch.scaled is None:
+            try:
+                self._captured[size] = self._capture(size, batch)
+            except RuntimeError as error:  # out of memory is one of these
+                _log.warning("decoding without CUDA graphs: the capture failed (%s)", error)
+                self._sizes = []
+        if size not in self._captured or batch.scaled is not None:
             logits: Tensor = self._model(batch)
             return logits
-        size = next(size for size in self._sizes if size >= count)
-        if size not in self._captured:
-            self._captured[size] = self._capture(size, batch)
         static, graph, out = self._captured[size]
         static.fill(batch)
         graph.replay()

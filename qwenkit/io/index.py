@@ -140,7 +140,8 @@ def _inside(directory: Path, name: str) -> Path:
         home = (
             repository.parent
         )  # snapshots link to the repository's blobs, and those to blobs that repositories share
-    if not path.resolve().is_relative_to(home):
+    # os.path, since Path.resolve raises where links run in a circle; opening says so then
+    if not Path(os.path.realpath(path)).is_relative_to(home):
         raise FormatError(
             f"{path} is a link that leaves {home}.", "Copy the file into the directory."
         )

@@ -6,7 +6,8 @@ whoever compiles it; so another process tries each one first (`prompt/grammar_wo
 after `COMPILE_S` seconds, and started again. What passed there is compiled here, in the caller's
 thread, without Python's lock. Any thread may call; the engine's thread never does.
 
-The cache holds the grammars used last, `CACHE_BYTES` of them as `Grammar.num_bytes` counts.
+The cache holds the grammars used last, as many as take `CACHE_BYTES`; the trying process
+measures each.
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -33,7 +33,7 @@ from qwenkit.prompt.constraint import Constraint
 from qwenkit.prompt.grammar import Grammar, Vocabulary
 from qwenkit.prompt.tokenizer import Tokenizer
 
-COMPILE_S = 2.0
+COMPILE_S, SLICE_S = 2.0, 0.05
 START_S = 30.0
 """For the process to load the vocabulary: half a second where nothing else runs."""
 MAX_WAITING = 16
@@ -52,7 +52,7 @@ class Grammars:
         self._tokenizer, self.end_ids = tokenizer, tuple(end_ids)
         self._vocabulary: Vocabulary | None = None
         self._worker: _Worker | None = None
-        self._cache: OrderedDict[str, Grammar] = OrderedDict()
+        self._cache: OrderedDict[str, tuple[Grammar, int]] = OrderedDict()
         self.cache_bytes = 0
         self._lock = threading.Lock()
         """Over vocabulary and cache. `_turn` is over the worker, which tries one at a time."""
@@ -80,13 +80,14 @@ class Grammars:
             known = self._cache.get(constraint.spec)
             if known is not None:
                 self._cache.move_to_end(constraint.spec)
-                return known
+                return known[0]
         vocabulary = self._get_vocabulary()
         try:
-            grammar = Grammar(vocabulary, self._try(vocabulary, constraint.spec))
+            tried = self._try(vocabulary, constraint.spec)
+            grammar = Grammar(vocabulary, tried["grammar"])
         except RequestError as error:
             raise RequestError(error.message, error.remedy, param=constraint.param) from error
-        self._keep(constraint.spec, grammar)
+        self._keep(constraint.spec, grammar, tried["bytes"])
         return grammar
 
     def add_to(self, query: Query) -> Query:
@@ -116,18 +117,19 @@ class Grammars:
                 self._vocabulary = Vocabulary.of(self._tokenizer, self.end_ids)
             return self._vocabulary
 
-    def _keep(self, spec: str, grammar: Grammar) -> None:
+    def _keep(self, spec: str, grammar: Grammar, size: int) -> None:
+        size += len(spec) + len(grammar.text)
         with self._lock:
             if spec in self._cache:
                 return
-            self._cache[spec] = grammar
-            self.cache_bytes += grammar.num_bytes + len(spec)
+            self._cache[spec] = grammar, size
+            self.cache_bytes += size
             while self.cache_bytes > CACHE_BYTES:
-                old, gone = self._cache.popitem(last=False)
-                self.cache_bytes -= gone.num_bytes + len(old)
+                _, (_, freed) = self._cache.popitem(last=False)
+                self.cache_bytes -= freed
 
-    def _try(self, vocabulary: Vocabulary, spec: str) -> str:
-        """The grammar's text, once the other process has come to terms with it."""
+    def _try(self, vocabulary: Vocabulary, spec: str) -> dict[str, Any]:
+        """What the other process says of a grammar that it has come to terms with."""
         with self._lock:
             if self._num_waiting == MAX_WAITING:
                 raise QueueFullError(MAX_WAITING, math.ceil(COMPILE_S))
@@ -149,8 +151,7 @@ class Grammars:
             )
         if "error" in reply:
             raise RequestError(reply["error"], reply["remedy"])
-        text: str = reply["grammar"]
-        return text
+        return reply
 
     def _ask(self, vocabulary: Vocabulary, spec: str) -> dict[str, Any] | None:
         worker = self._get_worker(vocabulary)
@@ -163,7 +164,10 @@ class Grammars:
     def _get_worker(self, vocabulary: Vocabulary) -> _Worker:
         if self._closed:
             raise EngineError("The engine was closed.", "Make a new LLM.")
-        if self._worker is None or not self._worker.usable:
+        if self._worker is not None and not self._worker.usable:
+            self._worker.kill()
+            self._worker = None
+        if self._worker is None:
             self._worker = _Worker(vocabulary)
         return self._worker.ready()
 
@@ -222,13 +226,17 @@ class _Worker:
             pipe.close()
 
     def _read(self, seconds: float) -> dict[str, Any] | None:
-        """One line of JSON. What came while this process itself was held up still counts."""
+        """One line of JSON, or None. The time is counted in slices: where this process itself is
+        held up (or the whole machine sleeps), the other one was too.
+        """
         assert self._process.stdout is not None
-        end, parts = time.monotonic() + seconds, list[bytes]()
+        parts = list[bytes]()
         while not parts or not parts[-1].endswith(b"\n"):
-            left = max(end - time.monotonic(), 0.0)
-            if not select.select([self._process.stdout], [], [], left)[0]:
+            if seconds <= 0:
                 return None
+            if not select.select([self._process.stdout], [], [], SLICE_S)[0]:
+                seconds -= SLICE_S
+                continue
             parts.append(self._process.stdout.read(1 << 16))
             if not parts[-1]:
                 return None

@@ -5,7 +5,8 @@ headers, and only then are tensors read, one at a time, into the wanted dtype an
 missing, extra or misshapen tensor is an error that names it with what was expected and what was
 found. Tensors of safetensors are private copies, so that a file replaced or truncated later cannot
 harm a running model. Packed weights (GPTQ, AWQ, GGUF) stay packed: their modules become
-`QuantLinear`. Those of GGUF stay in the mapped file, which must be left alone meanwhile.
+`QuantLinear`. Those of GGUF stay in the mapped file, which must be left alone until
+`transforms.prepare` has copied them.
 
 `quantize` packs a float checkpoint on the way: every matrix of the decoder to the asked format, the
 head to int8, one at a time, so that a model can be loaded that fits only when packed. A separate

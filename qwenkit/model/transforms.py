@@ -1,7 +1,8 @@
 """What may be done to a loaded model before it answers, and leaves what it computes as it is.
 
-`prepare(model)` puts packed weights in the order of the device's kernels and fuses each decoder
-layer into one kernel. Weights must not change afterwards; a model in training is left alone.
+`prepare(model)` puts packed weights in the order of the device's kernels, copies those that still
+lie in a mapped file, and fuses each decoder layer into one kernel. Weights must not change
+afterwards; a model in training is left alone.
 """
 
 from __future__ import annotations
@@ -10,15 +11,37 @@ from torch import Tensor, nn
 
 from qwenkit import ops
 from qwenkit.model.layers import MLP
-from qwenkit.model.linear import Linear, QuantLinear, prepack
+from qwenkit.model.linear import Linear, QuantEmbedding, QuantLinear, prepack
 from qwenkit.model.qwen import Block, Qwen
-from qwenkit.ops import KernelWeight
+from qwenkit.ops import KernelWeight, Packed
 
 
 def prepare(model: Qwen) -> None:
-    """Both of the transforms, once after loading."""
+    """All of the transforms, once after loading."""
     prepack(model)
+    unmap(model)
     fuse(model)
+
+
+def unmap(model: Qwen) -> None:
+    """Copy the packed weights whose memory is a mapped file's (no kernel took them): were the file
+    cut, a touch of its pages would kill the process.
+    """
+    copies: dict[int, tuple[Packed, Packed]] = {}  # a tied embedding and head share one
+    for module in model.modules():
+        if isinstance(module, (QuantLinear, QuantEmbedding)) and isinstance(module.packed, Packed):
+            held = module.packed
+            if id(held) not in copies:
+                copies[id(held)] = (held, _owned(held))
+            module.packed = copies[id(held)][1]
+
+
+def _owned(packed: Packed) -> Packed:
+    """A copy, or itself where its memory is its own."""
+    if all(tensor.untyped_storage().resizable() for tensor in packed.tensors.values()):
+        return packed
+    tensors = {name: tensor.clone() for name, tensor in packed.tensors.items()}
+    return Packed(packed.format, packed.shape, tensors, packed.group_size)
 
 
 def fuse(model: Qwen) -> None:

@@ -38,7 +38,7 @@ from qwenkit.prompt.messages import canonical, check_messages, check_tools, plai
 from qwenkit.prompt.rewrite import GENERATION_END, GENERATION_START, MARK, RESERVED
 from qwenkit.prompt.sandbox import LIMIT_SOURCE, MessagesRefusedError, Sandbox
 from qwenkit.prompt.tokenizer import Tokenizer
-from qwenkit.utils import read_json
+from qwenkit.utils import read_json, read_text
 
 PLAIN_CHATML = (
     "{%- if tools %}"
@@ -318,18 +318,14 @@ def _translate(value: Any, table: dict[int, str]) -> Any:
 def _find_template(directory: Path) -> tuple[str, str | None] | None:
     """(template, template for tools or None), or None if the checkpoint has no template."""
     single = directory / "chat_template.jinja"
-    if single.exists():
+    if os.path.lexists(single):  # a link to nothing is a fault, not an absence
         try:
-            if not single.is_file() or single.stat().st_size > 4 * LIMIT_SOURCE:
-                raise OSError("it is no file, or too large")  # reading a pipe would wait for ever
-            return single.read_bytes().decode("utf-8"), None
-        except (OSError, UnicodeDecodeError) as error:
-            raise TemplateError(
-                f"{single} cannot be read: {error}.", "Fetch the file again."
-            ) from error
+            return read_text(single, max_bytes=4 * LIMIT_SOURCE), None
+        except FormatError as error:
+            raise TemplateError(error.message, error.remedy) from error
     for name in ("tokenizer_config.json", "chat_template.json"):
         file = directory / name
-        if not file.exists():
+        if not os.path.lexists(file):
             continue
         try:
             config = read_json(file)

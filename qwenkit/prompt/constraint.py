@@ -38,7 +38,7 @@ MAX_LEVELS = 64
 MAX_CHOICES = 1000
 MAX_CALLS = 16
 """Tool calls of one answer, where a grammar holds them."""
-MAX_NUMBER = 10**30
+MAX_NUMBER = 1e30
 
 Tools = Sequence[Mapping[str, Any]]
 _SURROGATE = re.compile("[\ud800-\udfff]")

@@ -44,8 +44,6 @@ LIMITS = LLParserLimits(
     max_grammar_size=500_000,
     verbose_errors=False,
 )
-BYTES_EACH, BYTES_PER_CHAR = 1 << 16, 40
-"""What a cache is charged for a compiled grammar: measured, and rounded up (`dev/LOG.md`)."""
 CALL_TAGS = ("<tool_call>", "</tool_call>")
 _OPTIONS = '%llguidance {"no_forcing": true}'
 """Forced text may be cut into tokens as the model likes; the library would ask the tokenizer."""
@@ -97,7 +95,7 @@ class Vocabulary:
 
 
 class Grammar:
-    """A compiled grammar; `num_bytes` is what it may take in a cache."""
+    """A compiled grammar. Any thread may use it."""
 
     def __init__(self, vocabulary: Vocabulary, text: str) -> None:
         """Errors: RequestError saying what is wrong with the grammar."""
@@ -105,7 +103,6 @@ class Grammar:
         self._first = LLMatcher(vocabulary.library, text, log_level=0, limits=LIMITS)
         if self._first.is_error():
             raise RequestError(f"The grammar is not usable: {_reason(self._first.get_error())}.")
-        self.num_bytes = BYTES_EACH + BYTES_PER_CHAR * len(text)
         banned = np.zeros(32 * vocabulary.num_words, np.bool_)
         banned[[*vocabulary.special]] = True
         banned[[*vocabulary.ends]] = False
@@ -136,11 +133,13 @@ class Matcher:
             raise EngineError("The grammar allows no token here.")
 
     def accept(self, token: int) -> bool:
-        """Go on with a token. False, and the place unchanged, when it is not allowed."""
+        """Go on with a token. False, and the place unchanged, when it is not allowed; so too for an
+        end token, after which there is nothing to go on with.
+        """
         return self._library.try_consume_tokens([token]) == 1
 
     def rollback(self, count: int) -> None:
-        """Take back the last `count` accepted tokens, none of which may be an end token."""
+        """Take back the last `count` accepted tokens."""
         if count and not self._library.rollback(count):
             raise EngineError(f"The grammar cannot go back: {_reason(self._library.get_error())}.")
 
@@ -229,7 +228,7 @@ def _quoted(text: str) -> str:
 _LARK_PARTS = re.compile(
     r"""(?P<skip>"(?:\\.|[^"\\\n])*" | //[^\n]* | \#[^\n]* | /(?:\\.|[^/\\\n])+/)
       | (?P<token><)
-      | (?P<option>%llguidance\s*(?!\{\s*\})\S? | \b(?:max_tokens|temperature|stop)\s*=)""",
+      | (?P<option>%llguidance(?!\s*\{\s*\}) | \b(?:max_tokens|temperature|stop)\s*=)""",
     re.VERBOSE,
 )
 

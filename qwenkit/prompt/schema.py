@@ -5,7 +5,8 @@ only what restricts the answer in it; or raises a RequestError that names the ke
 stands. The schemas are those of JSON Schema 2020-12 (json-schema.org/draft/2020-12), with `$ref`
 inside the schema only. A keyword that the grammar cannot enforce is refused by name; with
 `strict=False` it is left out instead, and the answer may break it. Limits: 10 levels, 5,000
-properties, 1,000 values of `enum`. A schema that no finite answer satisfies is refused.
+properties (250 optional ones in an object), 1,000 values of `enum`. A schema that no finite answer
+satisfies is refused.
 
 Not covered: contradictions between patterns and lengths (the compiler finds those at a required
 place), `uniqueItems`, `not`, `if`, and whatever else needs to look at the whole value at once.
@@ -17,13 +18,15 @@ import re
 from collections.abc import Callable, Mapping
 from decimal import Decimal
 from typing import Any
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 from qwenkit.errors import RequestError
 
 MAX_DEPTH = 10
 MAX_PROPERTIES = 5000
 MAX_ENUM = 1000
+MAX_OPTIONAL = 250
+"""Properties of one object that may be left out: the work grows with the square of their number."""
 MAX_LEAST, MAX_MOST = 100_000, 2**31 - 1
 """Of minItems and the like, and of maxItems and the like."""
 MAX_MULTIPLE = 10_000
@@ -144,13 +147,15 @@ class _Checker:
                 'Write "#/$defs/…". Nothing is fetched.',
             )
         self.refs.append((unquote(value), at))
-        return value
+        return quote(unquote(value), safe="#/~!$&'()*+,;=:@")  # the compiler takes ASCII only
 
     def _together(self, checked: dict[str, Any], where: str) -> None:
         """What a grammar cannot do, though each keyword alone is fine."""
         if checked.get("minProperties", 0) > len(set(checked.get("required", ()))) + 1:
             # Keys beyond `properties` may come twice, so only the required ones surely count.
             raise _bad(f"{where}/minProperties", "is over the number of required properties + 1")
+        optional = set(checked.get("properties", ())) - set(checked.get("required", ()))
+        _limit(len(optional), MAX_OPTIONAL, f"{where}/properties", "optional properties")
 
 
 def _deeper(depth: int, at: str) -> int:

@@ -13,13 +13,14 @@ spaces.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from qwenkit.errors import FormatError, TokenizerError
-from qwenkit.utils import read_json
+from qwenkit.utils import read_json, read_text
 
 MAX_FILE_BYTES = 256 << 20
 PULL_AGAIN = "Fetch the model again with `qwenkit pull`."
@@ -63,12 +64,13 @@ def read_spec(directory: Path) -> TokenizerSpec:
         directory / n for n in ("tokenizer.json", "vocab.json", "merges.txt")
     )
     config_file = directory / "tokenizer_config.json"
-    config = _read_mapping(config_file) if config_file.exists() else {}
-    if single.exists():
+    # A link to nothing is a fault, not an absence: half of a cache must not pass for a model.
+    config = _read_mapping(config_file) if os.path.lexists(config_file) else {}
+    if os.path.lexists(single):
         source, pipeline = single, _read_mapping(single)
         added = _added_of_json(pipeline, single)
     else:
-        missing = [file.name for file in (vocab_file, merges_file) if not file.exists()]
+        missing = [file.name for file in (vocab_file, merges_file) if not os.path.lexists(file)]
         if missing:
             names = "tokenizer.json" if len(missing) == 2 else missing[0]
             raise TokenizerError(f"{directory} has no {names}.", PULL_AGAIN)
@@ -157,17 +159,9 @@ def _read_mapping(file: Path) -> dict[str, Any]:
 
 def _read_merges(file: Path) -> list[str]:
     try:
-        if not file.is_file() or file.stat().st_size > MAX_FILE_BYTES:
-            raise TokenizerError(
-                f"{file} is not a regular file of at most {MAX_FILE_BYTES} bytes.", PULL_AGAIN
-            )
-        text = file.read_bytes().decode("utf-8")
-    except OSError as error:
-        raise TokenizerError(
-            f"{file} cannot be read: {error.strerror}.", "Check its permissions."
-        ) from error
-    except UnicodeDecodeError as error:
-        raise TokenizerError(f"{file} is not UTF-8 ({error.reason}).", PULL_AGAIN) from error
+        text = read_text(file, max_bytes=MAX_FILE_BYTES)
+    except FormatError as error:
+        raise TokenizerError(error.message, error.remedy) from error
     lines = text.split("\n")
     first = 1 if lines[0].startswith("#version") else 0
     merges = []

@@ -21,7 +21,7 @@ Drain = Callable[[Engine], dict[str, list[RequestOutput]]]
 
 def eager(model: Qwen, draft: Qwen, **options: Any) -> Engine:
     """An engine that guesses as much as it can."""
-    engine = Engine(model, draft_model=draft, **{"num_blocks": 64, **options})
+    engine = Engine(model, **{"num_blocks": 64, **options}, draft_model=draft)
     assert engine.speculation is not None
     engine.speculation.fixed_rows, engine.speculation.proposer.price = 1000.0, 1.0
     return engine
@@ -31,10 +31,6 @@ def new_ids(outputs: list[RequestOutput]) -> list[int]:
     return [token for output in outputs for token in output.new_ids]
 
 
-@pytest.mark.xfail(
-    reason="114 of 147 guesses are taken, not all: why is not known yet; the output is right",
-    strict=False,
-)
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 def test_the_model_itself_guesses_everything_right(
     temperature: float, model: Qwen, make_prompts: Callable[..., Any], drain: Drain

@@ -9,7 +9,7 @@ import torch
 
 from qwenkit import ops
 from qwenkit.engine import Engine, SamplingParams
-from qwenkit.engine.graphs import StaticBatch, make_graphs, sizes_up_to
+from qwenkit.engine.graphs import DecodeGraphs, StaticBatch, make_graphs, sizes_up_to
 from qwenkit.engine.kv_cache import KVCache
 from qwenkit.model.batch import Batch, PagedKV
 from qwenkit.model.qwen import Qwen
@@ -53,6 +53,22 @@ def test_a_filled_up_batch_has_the_same_logits_and_writes_nothing_else(model: Qw
 def test_there_are_none_without_a_gpu(model: Qwen) -> None:
     cache = KVCache(model.config, 4, 4, dtype=torch.float32, device="cpu")
     assert make_graphs(model, cache, 2, 4) is None
+
+
+def test_a_capture_that_fails_is_told_once_and_decoding_goes_on(
+    model: Qwen, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails(*_: object) -> None:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 0))
+    monkeypatch.setattr(DecodeGraphs, "_capture", fails)
+    cache = KVCache(model.config, 9, 4, dtype=torch.float32, device="cpu")
+    graphs, batch = DecodeGraphs(model, cache, 4, 6), decode_batch(cache, [[3], [7]], [1, 1])
+    with torch.inference_mode():
+        for _ in range(2):
+            assert torch.equal(graphs.forward(batch), model(batch))
+    assert caplog.text.count("the capture failed (operation not permitted") == 1
 
 
 @pytest.mark.gpu

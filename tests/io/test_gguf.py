@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import runpy
+import shutil
 import struct
 import tracemalloc
 from collections.abc import Callable
@@ -190,6 +192,40 @@ def test_a_file_that_is_replaced_between_header_and_map(small: Path) -> None:
     small.write_bytes(small.read_bytes()[:-1])
     with pytest.raises(FormatError, match="changed"):
         Gguf(model)
+
+
+CHANGES: dict[str, Callable[[Path], None]] = {
+    "replaced": lambda path: shutil.copy(path, f"{path}.new") and os.replace(f"{path}.new", path),
+    "rewritten": lambda path: path.write_bytes(path.read_bytes()[:-1] + b"\1") and None,
+    "truncated": lambda path: os.truncate(path, 10),
+    "grown": lambda path: os.truncate(path, 1 << 30),
+    "removed": Path.unlink,
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_K171_a_file_that_changes_while_mapped_is_detected(small: Path, change: str) -> None:
+    with Gguf.open(small) as opened:
+        assert opened.blocks("y").shape == (1, 128)
+        CHANGES[change](small)
+        os.utime(small, ns=(0, 0)) if small.exists() else None  # clocks may be coarse
+        with pytest.raises(FormatError, match="was removed|was replaced or changed"):
+            opened.blocks("y")
+
+
+def test_K174_what_is_no_file_is_refused_without_hanging(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.gguf")
+    (tmp_path / "device.gguf").symlink_to("/dev/zero")
+    (tmp_path / "loop.gguf").symlink_to("loop.gguf")
+    for name, fault in (("pipe", "a pipe"), ("device", "a device"), ("loop", "cannot be opened")):
+        with pytest.raises(FormatError, match=fault):
+            read_gguf(tmp_path / f"{name}.gguf")
+    for file in split(tmp_path):
+        os.replace(file, tmp_path / "aside")
+        os.mkfifo(file)
+        with pytest.raises(FormatError, match="00..2.gguf is a pipe"):
+            read_gguf(file)
+        os.replace(tmp_path / "aside", file)
 
 
 def test_missing_directories_and_pipes(tmp_path: Path) -> None:

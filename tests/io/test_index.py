@@ -113,6 +113,12 @@ def test_K153_a_link_out_of_the_directory_is_refused(tmp_path: Path, name: str) 
         Checkpoint.open(inner)
 
 
+def test_K153_a_link_to_itself_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").symlink_to(tmp_path / "model.safetensors")
+    with pytest.raises(FormatError, match="model.safetensors cannot be opened"):
+        Checkpoint.open(tmp_path)
+
+
 def test_K153_links_within_the_directory_or_the_cache_work(tmp_path: Path) -> None:
     local = tmp_path / "local"
     local.mkdir()

@@ -14,7 +14,6 @@ from qwenkit.llm import LLM
 PROMPT = "one two three, one two three, one two"
 
 
-@pytest.mark.xfail(reason="no guess by lookup is taken on this model of noise", strict=False)
 def test_answers_are_the_same_with_guesses(llm: LLM, checkpoint: Path) -> None:
     asked = {"max_tokens": 40, "ignore_eos": True, "stop": "\0\0\0"}
     plain = llm.generate(PROMPT, **asked)
@@ -32,8 +31,9 @@ def test_answers_are_the_same_with_guesses(llm: LLM, checkpoint: Path) -> None:
             again = guessing.generate(PROMPT, temperature=0.5, seed=3, **asked)
             assert again.choices == warm.choices
             stats = guessing.driver.engine.stats()
-            assert 0 < stats.accepted_tokens <= stats.draft_tokens
-            assert again.usage.draft_tokens > 0
+            assert stats.draft_tokens > 0 and again.usage.draft_tokens > 0
+            if "draft_model" in options:
+                assert stats.accepted_tokens == stats.draft_tokens
 
 
 def test_a_draft_model_with_other_tokens_is_refused(checkpoint: Path, tmp_path: Path) -> None:

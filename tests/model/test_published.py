@@ -211,7 +211,51 @@ def test_tensors_that_disagree_are_named(tmp_path: Path) -> None:
         ({"model.layers.0.mlp.up_proj.bias": torch.ones(96).half()}, "unexpected"),
         ({"other.qweight": torch.zeros(1, 1, dtype=torch.int32)}, "other has no"),
     ]
-    write(tmp_path, Kind())
+    _each_is_named(tmp_path, Kind(), cases)
+
+
+def test_K168_tensors_of_awq_that_disagree_are_named(tmp_path: Path) -> None:
+    cases: list[tuple[dict[str, Tensor | None], str]] = [
+        ({f"{Q}.qzeros": None}, "q_proj has no qzeros"),
+        (
+            {f"{Q}.qzeros": torch.zeros(2, 64, dtype=torch.int32)},
+            r"qzeros is \[2, 64\], not \[2, 8",
+        ),
+        ({f"{Q}.qzeros": torch.zeros(1, 8, dtype=torch.int32)}, r"qzeros is \[1, 8\], not \[2, 8"),
+        # the order of AutoAWQ's other kernels, (out/8, in), and that of GPTQ, (in/8, out)
+        ({f"{Q}.qweight": torch.zeros(8, 64, dtype=torch.int32)}, "q_proj"),
+        ({f"{Q}.qweight": torch.zeros(64, 8, dtype=torch.int64)}, "qweight is torch.int64"),
+        ({f"{Q}.scales": torch.ones(64, 2).half()}, r"scales is \[64, 2\], not \[2, 64\]"),
+    ]
+    _each_is_named(tmp_path, KINDS["awq"], cases)
+
+
+@pytest.mark.parametrize(
+    ("kind", "change"),
+    [
+        ("gptq-int4", {"bits": 8}),
+        ("gptq-int4", {"group_size": 64}),
+        ("gptq-int4", {"group_size": -1}),
+        ("gptq-int4", KINDS["awq"].config()),
+        ("awq", Kind().config()),
+        ("awq", {"group_size": 16}),
+    ],
+)
+def test_K169_a_configuration_that_disagrees_with_its_tensors(
+    tmp_path: Path, kind: str, change: dict[str, Any]
+) -> None:
+    write(tmp_path, KINDS[kind])
+    values = json.loads((tmp_path / "config.json").read_text())
+    values["quantization_config"] |= change
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    with pytest.raises(CheckpointError, match="quantization_config says|q_proj"):
+        load_model(tmp_path)
+
+
+def _each_is_named(
+    tmp_path: Path, kind: Kind, cases: list[tuple[dict[str, Tensor | None], str]]
+) -> None:
+    write(tmp_path, kind)
     good = (tmp_path / "model.safetensors").read_bytes()
     for change, named in cases:
         (tmp_path / "model.safetensors").write_bytes(good)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,12 +12,19 @@ import torch
 from qwenkit import ops
 from qwenkit.config import ModelConfig
 from qwenkit.errors import CheckpointError, OptionError
+from qwenkit.eval.run import held_out
+from qwenkit.io.hub import ASSETS
 from qwenkit.llm import LLM
 from qwenkit.model import packing
 from qwenkit.model.batch import Batch
 from qwenkit.model.linear import Linear, QuantEmbedding, QuantLinear, is_packed
 from qwenkit.model.load import init_model, load_model, save_model
 from qwenkit.model.qwen import Qwen
+from qwenkit.model.transforms import prepare
+from qwenkit.prompt.chat import ChatTemplate
+from qwenkit.prompt.tokenizer import Tokenizer
+from qwenkit.tasks.base import LANGUAGES
+from qwenkit.tasks.synth import TASKS
 
 CONFIG = ModelConfig(
     vocab_size=96,
@@ -117,6 +125,41 @@ def test_what_cannot_be_quantised(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="int4 or int8"):
         load_model(tmp_path, quantize="q4_0")
     assert set(packing.QUANTIZE) == {"int4", "int8"}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("format", ["int8", "q8_0"])
+def test_kernels_stay_near_the_dequantised_model(
+    format: str, tmp_path: Path, write_gguf: Callable[..., None]
+) -> None:
+    """Rounding activations to 8 bits moves the logits (which span some 28) by 0.27 at most here. So
+    every greedy token with a lead of twice the bound is float32's; one with less may be another.
+    """
+    source = ASSETS / "tiny-instruct"
+    if format == "int8":
+        model = load_model(source, "float32", quantize="int8")
+    else:
+        write_gguf(source, tmp_path / "tiny.gguf", "Q8_0")
+        model = load_model(tmp_path / "tiny.gguf", "float32")
+    twin = dense_twin(model)
+    prepare(model)
+    template = ChatTemplate.from_dir(source, Tokenizer.from_dir(source))
+    bound, same, count = 0.5, 0, 0
+    for task in TASKS.values():
+        for lang in LANGUAGES:
+            for question in held_out(task, lang, 1, 2):
+                if question.messages is None:
+                    continue
+                ids = template.render(question.messages, question.tools).ids
+                with torch.no_grad():
+                    got, want = (m(Batch.from_sequences([list(ids)])) for m in (model, twin))
+                torch.testing.assert_close(got, want, atol=bound, rtol=0)
+                first, second = want.topk(2).values.unbind(1)
+                equal = got.argmax(1) == want.argmax(1)
+                assert bool(equal[first - second > 2 * bound].all())
+                same, count = same + int(equal.sum()), count + len(equal)
+    assert count > 2000 and same / count > 0.98
 
 
 @pytest.mark.slow

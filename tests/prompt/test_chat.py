@@ -483,7 +483,7 @@ def test_template_file_that_is_no_text(toy: Tokenizer, tmp_path: Path) -> None:
         ChatTemplate.from_dir(tmp_path, toy)
     (tmp_path / "chat_template.jinja").rmdir()
     os.mkfifo(tmp_path / "chat_template.jinja")
-    with pytest.raises(TemplateError, match="it is no file"):
+    with pytest.raises(TemplateError, match="is not a regular file"):
         ChatTemplate.from_dir(tmp_path, toy)
 
 

@@ -84,6 +84,9 @@ class BatchRun:
         except OSError as error:
             log.error("batch %s failed: %s", self.batch["id"], error.strerror)
             self._fail(ApiError(500, "The server could not read or write a file.", code="storage"))
+        except Exception as error:  # a bug
+            log.error("batch %s failed", self.batch["id"], exc_info=error)
+            self._fail(ApiError(500, "The server failed.", code="internal_error"))
 
     def cancel(self) -> None:
         """Begin no line any more, and end the ones that run."""

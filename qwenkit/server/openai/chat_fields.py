@@ -63,6 +63,12 @@ class ChatMessage(Strict):
     function_call: None = None
     reasoning_content: str | None = None
 
+    def texts(self) -> list[str]:
+        """What it says, in one or in parts."""
+        if isinstance(self.content, list):
+            return [part.text or "" for part in self.content]
+        return [self.content or ""]
+
     def plain(self) -> dict[str, Any]:
         """As `LLM` takes it."""
         role = "system" if self.role == "developer" else self.role
@@ -209,9 +215,7 @@ class ChatRequest(SamplingFields):
         """Keywords for `LLM.achat` and `LLM.astream`. Errors: ApiError."""
         service.check_model(self.model)
         self.check_limits(service.options)
-        service.check_size(
-            (m.content for m in self.messages if isinstance(m.content, str)), "messages"
-        )
+        service.check_size((text for m in self.messages for text in m.texts()), "messages")
         asked = self.sampling(call, service.options)
         if self.max_completion_tokens is not None:
             asked["max_tokens"] = self.max_completion_tokens

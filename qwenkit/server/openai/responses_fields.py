@@ -11,7 +11,7 @@ from pydantic import ConfigDict, Discriminator, Field, Tag, ValidationError
 
 from qwenkit.prompt.messages import MAX_MESSAGES
 from qwenkit.server.errors import ApiError, as_api_error, bad_value, unsupported
-from qwenkit.server.openai.chat_fields import ChatRequest, FunctionField, ToolName
+from qwenkit.server.openai.chat_fields import ChatRequest, ToolName
 from qwenkit.server.openai.fields import INT64, Label, Name, StreamOptions, Strict
 from qwenkit.server.service import Call
 from qwenkit.server.validation import explain
@@ -111,10 +111,14 @@ Item = Annotated[
 Items = Annotated[list[Item], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
 
 
-class FunctionTool(FunctionField):
-    """A function that the model may call."""
+class FunctionTool(Strict):
+    """A function that the model may call; other tools do not exist here."""
 
     type: Literal["function"]
+    name: ToolName
+    description: Annotated[str, Field(max_length=1 << 20)] | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
 
 
 class NamedFunction(Strict):

@@ -7,6 +7,7 @@ are written.
 from __future__ import annotations
 
 import asyncio
+import logging
 from pathlib import Path
 from typing import BinaryIO
 
@@ -19,6 +20,7 @@ from qwenkit.server.errors import ApiError, bad_value
 
 MAX_PARTS, MAX_FIELD = 16, 1024
 LONGEST_BOUNDARY = 70
+logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # it tells what clients sent
 
 
 class Upload:
