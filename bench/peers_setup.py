@@ -95,7 +95,15 @@ def convert(size: str) -> None:
         make_environment()
         script = SOURCE / "convert_hf_to_gguf.py"
         half = wide.with_suffix(".part")
-        words: list[str | Path] = [PYTHON, script, checkpoint(size), "--outtype", "bf16", "--outfile", half]
+        words: list[str | Path] = [
+            PYTHON,
+            script,
+            checkpoint(size),
+            "--outtype",
+            "bf16",
+            "--outfile",
+            half,
+        ]
         _try("converting to GGUF", *words, PYTHONPATH=str(SOURCE / "gguf-py"))
         half.rename(wide)
     for kind in TYPES:
