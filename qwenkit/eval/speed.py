@@ -31,6 +31,7 @@ from qwenkit.model.load import load_model
 from qwenkit.model.moe import SparseMLP
 from qwenkit.model.qwen import Qwen
 from qwenkit.model.transforms import prepare
+from qwenkit.ops import pages
 
 NEW_TOKENS = 64
 """Tokens that a sequence decodes before it makes room for a new one."""
@@ -212,9 +213,13 @@ def _nbytes(module: nn.Module) -> int:
 
 def read_rate(device: torch.device | str = "cpu", seconds: float = 0.5) -> float:
     """Bytes a second that all threads together read of 1 GiB, added up in wide registers: the best
-    of many sums.
+    of many sums. On the CPU from large pages, where weights are too.
     """
-    array = torch.ones(1 << 28, device=device)
+    on_cpu = torch.device(device).type == "cpu"
+    array = (
+        pages.empty((1 << 28,), torch.float32) if on_cpu else torch.empty(1 << 28, device=device)
+    )
+    array.fill_(1)
     return array.nbytes / min(_times(lambda: array.sum().item(), seconds))
 
 
