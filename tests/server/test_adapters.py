@@ -314,3 +314,21 @@ def test_the_limit_and_the_lack_of_a_root(
     assert answer.status_code == 400 and "There are 4" in answer.json()["error"]["message"]
     answer = client_of().post(LOAD, json={"lora_name": "d", "lora_path": str(root / "one")})
     assert (answer.status_code, answer.json()["error"]["code"]) == (403, "adapters_not_allowed")
+
+
+@pytest.mark.parametrize("path", [LOAD, UNLOAD])
+def test_bodies_are_bounded_as_everywhere(boss: httpx.Client, path: str) -> None:
+    good = {"lora_name": "x", "lora_path": "one"} if path == LOAD else {"lora_name": "x"}
+    plain = json.dumps(good).encode()
+    cases: list[tuple[bytes, dict[str, str], int]] = [
+        (plain, {"content-type": "text/plain"}, 415),
+        (plain, {"content-encoding": "gzip"}, 415),
+        (plain[:-1] + b', "lora_name": "y"}', {}, 400),
+        (plain[:-1] + b', "a": ' + b"[" * 100 + b"]" * 100 + b"}", {}, 400),
+        (b"[]", {}, 400),
+        (b"", {}, 400),
+        (b"\xff", {}, 400),
+    ]
+    for body, headers, status in cases:
+        headers = {"content-type": "application/json", **headers}
+        assert boss.post(path, content=body, headers=headers).status_code == status, body[:80]
