@@ -66,7 +66,7 @@ async def unload(request: Request) -> Response:
     service = service_of(request)
     body = await read(request, UnloadAdapter)
     try:
-        service.llm.adapters.unload(body.lora_name)
+        await asyncio.to_thread(service.llm.adapters.unload, body.lora_name)
     except RequestError:
         raise no_model(body.lora_name, "lora_name") from None
     log.info("adapter %r is unloaded", body.lora_name)
