@@ -78,7 +78,7 @@ class DecoderLayer:
             [len(context_lens), h, k, d, cache[0].shape[1], tables.shape[1], self.window or 0],
             self.scale,
             cpu.DTYPES[x.dtype],
-            cpu.DTYPES[cache[0].dtype],
+            cpu.CACHE_DTYPES[cache[0].dtype],
         )
         return x
 
