@@ -51,6 +51,15 @@ def layer_of(format: str, c: int, f: int, heads: tuple[int, int, int]) -> Decode
     return layer
 
 
+def test_a_dtype_that_no_kernel_computes_in_is_left_to_the_ops() -> None:
+    c = 64
+    weights = [weight_of((c, c), "int4") for _ in range(7)]
+    for dtype, fused in ((torch.float16, False), (torch.bfloat16, True), (torch.float32, True)):
+        norms = (torch.ones(c, dtype=dtype), torch.ones(c, dtype=dtype))
+        made = make_layer(weights, [None] * 7, norms, EPS, (2, 2, 32), SCALE)
+        assert (made is not None) == fused
+
+
 def one_by_one(
     layer: DecoderLayer,
     x: Tensor,
