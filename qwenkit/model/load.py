@@ -59,8 +59,8 @@ def load_model(
     GGUF file, given by its name or as `read_gguf` has read it.
 
     `dtype` "auto" takes the checkpoint's own, with two exceptions: float16 overflows in this family
-    and runs as bfloat16, and bfloat16 runs as float32 on a CPU where neither PyTorch nor the C++ part
-    computes it fast.
+    and runs as bfloat16, and bfloat16 runs as float32 on a CPU where neither PyTorch nor the C++
+    part computes it fast.
     `quantize` (a key of `QUANTIZE`) packs the weights on the way.
     `check_finite` reads every weight and refuses nan and inf, naming the tensor.
     `prepack` puts each packed weight in the order of the kernels as soon as it is read, so that no
