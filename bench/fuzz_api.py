@@ -104,7 +104,7 @@ def fuzz(folder: Path, url: str, *, each: int, seed: int, phases: str) -> None:
     words = [Path(sys.executable).parent / "schemathesis", "run", folder / "openapi.json"]
     words += ["--url", url, "-H", f"Authorization: Bearer {KEY}", "--seed", str(seed)]
     words += ["--checks", "all", "--exclude-checks", "positive_data_acceptance"]
-    words += ["--mode", "all", "--phases", phases, "-n", str(each), "--workers", "4"]
+    words += ["--mode", "all", "--phases", phases, "-n", str(each), "--workers", "1"]
     words += ["--continue-on-failure", "--request-timeout", "120", "--suppress-health-check", "all"]
     words += ["--warnings", "off"]
     environment = {**os.environ, "SCHEMATHESIS_HOOKS": "envelope_hooks", "PYTHONPATH": str(folder)}

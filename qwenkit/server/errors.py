@@ -173,7 +173,5 @@ def _of_http(error: HTTPException) -> ApiError:
     if error.status_code == 404:
         return ApiError(404, "There is no such route.", code="unknown_url")
     if error.status_code == 405:
-        headers = dict(error.headers or {})
-        text = "This route does not take this method."
-        return ApiError(405, text, code="method_not_allowed", headers=headers)
+        return ApiError(405, "This route does not take this method.", code="method_not_allowed")
     return ApiError(error.status_code, str(error.detail))

@@ -12,6 +12,7 @@ import re
 from typing import Any
 
 from starlette.requests import ClientDisconnect
+from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from qwenkit.server.errors import ApiError, as_api_error, overloaded
@@ -141,4 +142,16 @@ async def tell(request: Any, error: Exception) -> JsonResponse:
     if told.status == 500 and not isinstance(error, ApiError):
         log_bug(call, error)
     call.error = told
-    return JsonResponse(told.body, told.status, told.headers)
+    headers = told.headers
+    if told.status == 405:
+        headers["allow"] = _allowed(request)
+    return JsonResponse(told.body, told.status, headers)
+
+
+def _allowed(request: Any) -> str:
+    """The methods of all routes of a path: the router tells those of the first one only."""
+    found: set[str] = set()
+    for route in request.app.routes:
+        if route.matches(request.scope)[0] is not Match.NONE:
+            found |= route.methods
+    return ", ".join(sorted(found))

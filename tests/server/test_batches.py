@@ -98,7 +98,6 @@ def test_an_id_is_never_a_path(limited: Any, name: str) -> None:
         assert answer.status_code == 404 and "error" in answer.json(), path
 
 
-@pytest.mark.xfail(reason="param of a form with too many parts is its field", strict=False)
 def test_what_is_wrong_with_an_upload(api: OpenAI, limited: Any) -> None:
     for purpose, code in (("vision", "unsupported_parameter"), ("no", "invalid_value")):
         with pytest.raises(openai.BadRequestError) as caught:

@@ -110,11 +110,6 @@ def test_pairs_of_options_never_break_the_server(
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(
-    reason="Allow of a 405 names one method of the route, and the events of /v1/responses are not"
-    " described as the document says",
-    strict=False,
-)
 def test_requests_made_from_the_document_find_nothing() -> None:
     words = [sys.executable, "fuzz_api.py", "--requests", "120", "--phases", "coverage,fuzzing"]
     ran = subprocess.run(words, cwd=BENCH, capture_output=True, text=True, timeout=280)
