@@ -3,13 +3,14 @@ PYTHON ?= python3
 BIN := .venv/bin
 RECIPE ?= recipes/tiny.yaml
 
-.PHONY: help setup demo test check bench bench-fuzz bench-serve stress tiny
+.PHONY: help setup demo test check bench bench-peers bench-fuzz bench-serve stress tiny
 
 help:
 	@echo "make demo     ask the embedded model a question, in English and in Chinese"
 	@echo "make test     the whole test suite             (make test ARGS='-k tokenizer -x')"
 	@echo "make check    ruff and mypy"
-	@echo "make bench    start-up and first-token times, measured here"
+	@echo "make bench    speed and memory of published shapes with random weights, measured here"
+	@echo "make bench-peers   the same beside llama.cpp, OpenVINO and transformers (builds them first)"
 	@echo "make bench-fuzz   200,000 hostile GGUF and safetensors headers  (ARGS='--seed 1')"
 	@echo "make bench-serve  the server beside its engine  (ARGS='--model FOLDER --peer llama-server --gguf FILE')"
 	@echo "make stress   clients that leave, pauses, poisonous requests: thousands of each"
@@ -33,6 +34,10 @@ check: setup
 
 bench: setup
 	$(BIN)/python bench/first_token.py
+	$(BIN)/python bench/speed.py $(ARGS)
+
+bench-peers: setup
+	$(BIN)/python bench/peers.py $(ARGS)
 
 bench-fuzz: setup
 	$(BIN)/python bench/fuzz_files.py $(ARGS)

@@ -32,7 +32,8 @@ from qwenkit import ops
 from qwenkit.eval.run import MAX_TOKENS, ask, entry, held_out
 from qwenkit.llm import LLM
 from qwenkit.model.linear import Linear, QuantEmbedding, QuantLinear
-from qwenkit.model.load import QUANTIZE, load_model
+from qwenkit.model.load import load_model
+from qwenkit.model.packing import QUANTIZE
 from qwenkit.model.qwen import Qwen
 from qwenkit.model.transforms import prepare
 from qwenkit.tasks.base import LANGUAGES, Example

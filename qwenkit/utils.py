@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import hashlib
 import json
 import os
@@ -118,6 +119,29 @@ def sha256_file(path: str | os.PathLike[str]) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def memory_returned() -> Iterator[None]:
+    """Blocks of 1 MiB and more that are freed meanwhile go back to the system at once, and what
+    else is free goes at the end.
+
+    The C library keeps them otherwise, in the gaps between what lives on: up to half as much again
+    as a model. Afterwards it is as usual, since a step's buffers are better kept. Only glibc.
+    """
+    libc = ctypes.CDLL(None) if os.name == "posix" else None
+    if not hasattr(libc, "mallopt") or not hasattr(libc, "malloc_trim"):
+        yield
+        return
+    assert libc is not None
+    trim_threshold, mmap_threshold = -1, -3  # <malloc.h>
+    libc.mallopt(mmap_threshold, 1 << 20)
+    try:
+        yield
+    finally:
+        libc.mallopt(mmap_threshold, 32 << 20)
+        libc.mallopt(trim_threshold, 64 << 20)
+        libc.malloc_trim(0)
 
 
 def human_bytes(count: float) -> str:

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from qwenkit import ops
 from qwenkit.engine import Engine, Request, SamplingParams
-from qwenkit.model.linear import Linear, QuantLinear
+from qwenkit.model.linear import Linear, QuantEmbedding, QuantLinear
 from qwenkit.model.load import load_model
 from qwenkit.model.moe import SparseMLP
 from qwenkit.model.qwen import Qwen
@@ -63,7 +63,7 @@ def load_engine(
     """The model behind an engine whose cache has room for `sequences` of `longest` tokens and as
     many new ones as are measured. Errors: those of `load_model` and `Engine`.
     """
-    model = load_model(path, dtype, device, quantize=quantize)
+    model = load_model(path, dtype, device, quantize=quantize, prepack=True)
     prepare(model)
     blocks = -(-(longest + NEW_TOKENS) // 16) * sequences
     return Engine(
@@ -106,32 +106,45 @@ def prefill(engine: Engine, *, tokens: int, seconds: float = 2.0) -> Pace:
 def record(engine: Engine, what: str, pace: Pace, rate: float | None = None) -> dict[str, Any]:
     """What is worth writing down of a measurement, as plain values.
 
-    `rate` is that of `read_rate`, measured here if not given. Memory is that of the whole process
-    up to now. `gflops` counts two operations for each weight of the decoder and each token.
+    `rate` is that of `read_rate`, measured here if not given. `gflops` counts two operations for
+    each weight of the decoder and each token.
     """
-    model, config, device = engine.model, engine.model.config, engine.model.device
-    touched, used = weight_bytes(model), memory()
+    config, device = engine.model.config, engine.model.device
+    found = footprint(engine)
     rate = rate or read_rate(device)
     body = config.num_active_parameters - config.num_parameters
     body += config.num_non_embedding_parameters
-    on_gpu = device.type == "cuda"
     return {
         "what": what,
         "tokens_per_second": pace.tokens_per_second,
         "seconds": pace.seconds,
         "tokens": pace.tokens,
         "measured": pace.measured,
-        "weight_bytes": touched,
         "read_rate": rate,
-        "bandwidth_share": touched / pace.seconds / rate,
+        "bandwidth_share": found["weight_bytes"] / pace.seconds / rate,
         "gflops": 2e-9 * body * pace.tokens_per_second,
-        "cache_bytes": engine.cache.num_bytes,
-        "peak_bytes": torch.cuda.max_memory_allocated(device) if on_gpu else used and used.peak,
-        "private_bytes": used and used.private,
-        "device": torch.cuda.get_device_name(device) if on_gpu else "cpu",
+        **found,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "threads": torch.get_num_threads(),
         "kernels": ops.cpu.instruction_set() if ops.backend() == "cpu" else ops.backend(),
     }
+
+
+def footprint(engine: Engine) -> dict[str, Any]:
+    """Bytes: of all weights, of those that a token needs, of the cache, and of the process so far
+    (`Memory`; on a GPU the peak is what PyTorch has allocated there).
+    """
+    model, used = engine.model, memory()
+    found = {
+        "model_bytes": model_bytes(model),
+        "weight_bytes": weight_bytes(model),
+        "cache_bytes": engine.cache.num_bytes,
+        "peak_bytes": used and used.peak,
+        "private_bytes": used and used.private,
+    }
+    if model.device.type == "cuda":
+        found["peak_bytes"] = torch.cuda.max_memory_allocated(model.device)
+    return found
 
 
 def _add(engine: Engine, sequences: int, prompt: int, new: int) -> None:
@@ -159,6 +172,15 @@ def weight_bytes(model: Qwen) -> int:
     if model.lm_head is None:
         total += _nbytes(model.model.embed_tokens)
     return round(total)
+
+
+def model_bytes(model: Qwen) -> int:
+    """Bytes of all weights, those that two modules share counted once."""
+    tensors = {id(p): p.nbytes for p in model.parameters()}
+    for module in model.modules():
+        if isinstance(module, (QuantLinear, QuantEmbedding)):
+            tensors[id(module.packed)] = module.packed.nbytes
+    return sum(tensors.values())
 
 
 def _nbytes(module: nn.Module) -> int:

@@ -94,3 +94,8 @@ class Gguf:
         info, file = self.tensors[name], self._owner[name]
         file.verify()
         return file.view(info.begin, info.nbytes).view(*info.shape[:-1], -1)
+
+    def release(self, name: str) -> None:
+        """Give the memory of a tensor's pages back; its views read the file again when used."""
+        info = self.tensors[name]
+        self._owner[name].release(info.begin, info.nbytes)

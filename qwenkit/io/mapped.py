@@ -107,6 +107,14 @@ class MappedFile:
             raise FormatError(f"{self.path} is closed.", "Open it again.")
         return torch.frombuffer(self._map, dtype=torch.uint8, count=count, offset=begin)
 
+    def release(self, begin: int, count: int) -> None:
+        """Give the pages of these bytes back to the system; a later look at them reads the file
+        again. What was changed in place is lost.
+        """
+        if self._map is not None and hasattr(mmap, "MADV_DONTNEED"):
+            start = begin - begin % mmap.PAGESIZE
+            self._map.madvise(mmap.MADV_DONTNEED, start, begin + count - start)
+
     def verify(self) -> None:
         """Compare the file with what was opened. Errors: FormatError if it was replaced, changed or
         removed.
@@ -160,19 +168,26 @@ class SafetensorsFile(MappedFile):
         data = self.view(start, entry.nbytes)
         if start % TORCH_DTYPES[entry.dtype].itemsize:
             data = data.clone()
-        return self._typed(data, entry, name)
+        return self._typed(data, entry, entry.shape, name)
 
-    def read(self, name: str) -> Tensor:
-        """The tensor as a private copy, read through a file descriptor: a file truncated meanwhile
-        is a FormatError.
+    def read(self, name: str, rows: slice | None = None) -> Tensor:
+        """The tensor, or some of its first dimension, as a private copy, read through a file
+        descriptor: a file truncated meanwhile is a FormatError.
         """
         entry = self._entry(name)
-        data = torch.empty(entry.nbytes, dtype=torch.uint8)
+        shape, begin, nbytes = entry.shape, entry.begin, entry.nbytes
+        if rows is not None:
+            start, stop, step = rows.indices(shape[0])
+            assert step == 1, rows
+            row = nbytes // shape[0] if shape[0] else 0
+            shape = (max(stop - start, 0), *shape[1:])
+            begin, nbytes = begin + start * row, shape[0] * row
+        data = torch.empty(nbytes, dtype=torch.uint8)
         with open_regular(self.path) as (fd, status):
             self._compare(status)
-            _read_into(fd, data.numpy().data, self.header.data_start + entry.begin, self.path)
+            _read_into(fd, data.numpy().data, self.header.data_start + begin, self.path)
             self._compare(os.fstat(fd))
-        return self._typed(data, entry, name)
+        return self._typed(data, entry, shape, name)
 
     def _entry(self, name: str) -> TensorInfo:
         try:
@@ -180,12 +195,12 @@ class SafetensorsFile(MappedFile):
         except KeyError:
             raise FormatError(f"{self.path} has no tensor {shown(name)}.", FETCH_AGAIN) from None
 
-    def _typed(self, data: Tensor, entry: TensorInfo, name: str) -> Tensor:
+    def _typed(self, data: Tensor, entry: TensorInfo, shape: tuple[int, ...], name: str) -> Tensor:
         if entry.dtype == "BOOL" and bool((data > 1).any()):
             raise FormatError(
                 f"{self.path}: tensor {shown(name)} is BOOL but holds bytes above 1.", FETCH_AGAIN
             )
-        return data.view(TORCH_DTYPES[entry.dtype]).view(entry.shape)
+        return data.view(TORCH_DTYPES[entry.dtype]).view(shape)
 
 
 def _identity(status: os.stat_result) -> tuple[int, int, int, int]:

@@ -119,9 +119,11 @@ class Checkpoint(Mapping[str, Tensor]):
         """
         return self._file(name).tensor(name)
 
-    def read(self, name: str) -> Tensor:
-        """One tensor as a private copy. Errors: FormatError, see `SafetensorsFile.read`."""
-        return self._file(name).read(name)
+    def read(self, name: str, rows: slice | None = None) -> Tensor:
+        """One tensor, or some rows of it, as a private copy. Errors: FormatError, see
+        `SafetensorsFile.read`.
+        """
+        return self._file(name).read(name, rows)
 
     def verify(self) -> None:
         """Errors: FormatError if a file was replaced, changed or removed since it was opened."""

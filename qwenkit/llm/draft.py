@@ -36,7 +36,7 @@ def load_draft(
     path = resolve_ref(draft_model, source=source, offline=offline, progress=progress)
     files = read_files(path)
     _check_tokens(tokenizer, files.tokenizer, os.fspath(draft_model))
-    model = load_model(files.weights, dtype, device, quantize=quantize)
+    model = load_model(files.weights, dtype, device, quantize=quantize, prepack=True)
     prepare(model)
     return model
 

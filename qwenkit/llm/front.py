@@ -100,7 +100,7 @@ class LLM:
             self.tokenizer, self.generation = files.tokenizer, files.generation
             load_template: TemplateLoader | None = files.load_template
             device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-            self.model = load_model(files.weights, dtype, device, quantize=quantize)
+            self.model = load_model(files.weights, dtype, device, quantize=quantize, prepack=True)
             prepare(self.model)
         else:
             if tokenizer is None:

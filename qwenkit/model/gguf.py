@@ -56,16 +56,25 @@ class GgufWeights:
             return False
         return bool((self._gguf.blocks(name).clone().view(torch.float32) == 1).all())
 
-    def read(self, name: str) -> Tensor | Packed:
+    def packed(self, name: str) -> str | None:
+        kind = self._info(name).type
+        return None if kind in _PLAIN else kind
+
+    def read(self, name: str, rows: slice | None = None) -> Tensor | Packed:
         place, info, shape = self._places[name], self._info(name), self._shape(name)
         blocks = self._gguf.blocks(place.tensor)
         if place.expert is not None:
             blocks = blocks[place.expert]
         if info.type in _PLAIN:
-            return blocks.clone().view(_PLAIN[info.type]).view(shape)
+            plain = blocks.view(_PLAIN[info.type]).view(shape)
+            return (plain if rows is None else plain[rows]).clone()
         out, width = shape
         spec = FORMATS[info.type]
-        return Packed(info.type, (out, width), {"blocks": blocks}, spec.block)
+        whole = Packed(info.type, (out, width), {"blocks": blocks}, spec.block)
+        return whole if rows is None else whole.rows(rows)
+
+    def release(self, name: str) -> None:
+        self._gguf.release(self._places[name].tensor)
 
     def _info(self, name: str) -> GgufTensor:
         return self._gguf.tensors[self._places[name].tensor]

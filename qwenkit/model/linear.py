@@ -91,13 +91,16 @@ def is_packed(model: nn.Module) -> bool:
 
 def prepack(model: nn.Module) -> None:
     """Put every packed weight in the order of its device's kernels, where they have one. Once,
-    after loading; a weight that two modules share stays shared.
+    after loading; a weight that two modules share stays shared. The old form of each goes before
+    the next is made.
     """
-    done: dict[int, Packed | KernelWeight] = {}
-    kept = []  # an id is only one object's while that lives
+    holders: dict[int, list[QuantLinear | QuantEmbedding]] = {}
     for module in model.modules():
         if isinstance(module, (QuantLinear, QuantEmbedding)) and isinstance(module.packed, Packed):
-            kept.append(module.packed)
-            if id(module.packed) not in done:
-                done[id(module.packed)] = ops.prepack(module.packed)
-            module.packed = done[id(module.packed)]
+            holders.setdefault(id(module.packed), []).append(module)
+    for modules in holders.values():
+        packed = modules[0].packed
+        assert isinstance(packed, Packed)
+        ready = ops.prepack(packed)
+        for module in modules:
+            module.packed = ready

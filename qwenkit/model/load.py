@@ -18,28 +18,30 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from qwenkit import ops
 from qwenkit.config import ModelConfig
-from qwenkit.errors import CheckpointError, ConfigError, OptionError
+from qwenkit.errors import CheckpointError, ConfigError
 from qwenkit.io.gguf import Gguf, GgufModel, is_gguf, read_gguf
 from qwenkit.io.safetensors import Checkpoint, save_file, save_sharded
 from qwenkit.model.gguf import GgufWeights
 from qwenkit.model.layers import RMSNorm
 from qwenkit.model.linear import Linear, QuantEmbedding, QuantLinear, is_packed
+from qwenkit.model.packing import EMBEDDING, Packing, kind_of, read_packed
 from qwenkit.model.published import PublishedWeights
 from qwenkit.model.qwen import Qwen
 from qwenkit.model.weights import DenseWeights, Weights, few, unfit
-from qwenkit.ops import Packed
-from qwenkit.utils import write_json
+from qwenkit.ops import KernelWeight, Packed
+from qwenkit.utils import memory_returned, write_json
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
-QUANTIZE = {"int4": 64, "int8": 128}
-"""What a checkpoint can be packed to while loading → inputs that share a scale."""
 _SHARD_BYTES = 4_500_000_000
 _log = logging.getLogger("qwenkit.model")
 
@@ -51,6 +53,7 @@ def load_model(
     *,
     quantize: str | None = None,
     check_finite: bool = False,
+    prepack: bool = False,
 ) -> Qwen:
     """Load a checkpoint directory as published (config.json, safetensors single or sharded), or a
     GGUF file, given by its name or as `read_gguf` has read it.
@@ -59,33 +62,39 @@ def load_model(
     and runs as bfloat16, and bfloat16 runs as float32 on a CPU that has no instructions for it.
     `quantize` (a key of `QUANTIZE`) packs the weights on the way.
     `check_finite` reads every weight and refuses nan and inf, naming the tensor.
+    `prepack` puts each packed weight in the order of the kernels as soon as it is read, so that no
+    more than a part of one is in memory twice; `transforms.prepare` does what is left.
     Errors: ConfigError, FormatError, CheckpointError, OptionError.
     """
-    if isinstance(path, GgufModel) or is_gguf(path):
-        opened = path if isinstance(path, GgufModel) else read_gguf(path)
-        return _load_gguf(opened, dtype, device, quantize, check_finite)
+    how = Packing(quantize, check_finite, prepack)
+    with memory_returned():
+        if isinstance(path, GgufModel) or is_gguf(path):
+            opened = path if isinstance(path, GgufModel) else read_gguf(path)
+            return _load_gguf(opened, dtype, device, how)
+        return _load_folder(Path(path), dtype, device, how)
+
+
+def _load_folder(
+    path: Path, dtype: str | torch.dtype, device: str | torch.device, how: Packing
+) -> Qwen:
     config = ModelConfig.from_dir(path)
     target = resolve_dtype(config, dtype, torch.device(device))
     model = empty_model(config)
-    with Checkpoint.open(Path(path)) as checkpoint:
-        how = config.quantization
-        weights = PublishedWeights(checkpoint, how) if how else DenseWeights(checkpoint)
+    with Checkpoint.open(path) as checkpoint:
+        scheme = config.quantization
+        weights = PublishedWeights(checkpoint, scheme) if scheme else DenseWeights(checkpoint)
         for name in match(model, weights, config):
-            if not torch.equal(checkpoint.tensor(name), checkpoint.tensor(_EMBEDDING)):
+            if not torch.equal(checkpoint.tensor(name), checkpoint.tensor(EMBEDDING)):
                 raise CheckpointError(
-                    f"{path}: {name} differs from {_EMBEDDING}, but config.json ties them.",
+                    f"{path}: {name} differs from {EMBEDDING}, but config.json ties them.",
                     "Set tie_word_embeddings to false.",
                 )
-        fill(model, weights, target, device, quantize=quantize, check_finite=check_finite)
+        fill(model, weights, target, device, how)
     return model.eval()
 
 
 def _load_gguf(
-    opened: GgufModel,
-    dtype: str | torch.dtype,
-    device: str | torch.device,
-    quantize: str | None,
-    check_finite: bool,
+    opened: GgufModel, dtype: str | torch.dtype, device: str | torch.device, how: Packing
 ) -> Qwen:
     config = opened.config()
     target = resolve_dtype(config, dtype, torch.device(device))
@@ -93,7 +102,7 @@ def _load_gguf(
     with Gguf(opened) as gguf:
         weights = GgufWeights(gguf, config.num_experts)
         match(model, weights, config)
-        fill(model, weights, target, device, quantize=quantize, check_finite=check_finite)
+        fill(model, weights, target, device, how)
     return model.eval()
 
 
@@ -115,64 +124,26 @@ def fill(
     weights: Weights,
     dtype: torch.dtype,
     device: str | torch.device,
-    *,
-    quantize: str | None = None,
-    check_finite: bool = False,
+    how: Packing = Packing(),  # noqa: B008  (frozen)
 ) -> None:
-    """Read every tensor of a matched model, one at a time; packed ones replace their module.
+    """Read every tensor of a matched model, one at a time; packed ones replace their module. The
+    largest come first: what is made on the way to one must not come on top of all the others.
 
-    Errors: OptionError for an unknown `quantize`, or where the weights are packed already; those of
-    reading.
+    Errors: OptionError where the weights to quantise are packed already; those of reading.
     """
-    if quantize is not None and quantize not in QUANTIZE:
-        raise OptionError(
-            f"quantize is {quantize!r}.", f"It can be {' or '.join(QUANTIZE)}, or left out."
-        )
     state: dict[str, Tensor] = {}
-    for name in list(model.state_dict()):
-        found = weights.read(name)
-        if check_finite and not _finite(found):
-            raise CheckpointError(
-                f"{weights.path}: {name} holds nan or inf.", "Fetch the model again."
-            )
-        if quantize is not None and isinstance(found, Packed):
-            raise OptionError(
-                f"{weights.path} is packed already ({name} is {found.format}).",
-                "Leave quantize out.",
-            )
-        if quantize is not None and isinstance(found, Tensor):
-            found = _pack(model, name, found, quantize, dtype)
-        if isinstance(found, Packed):
-            _place(model, name, found.to(device), dtype)
-        else:
+    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    for name in sorted(shapes, key=lambda name: -shapes[name].numel()):
+        kind = kind_of(model, weights, name, dtype, how.quantize)
+        found = read_packed(weights, name, kind, torch.device(device), how)
+        if isinstance(found, Tensor):
             state[name] = found.to(device=device, dtype=dtype)
+        else:
+            _place(model, name, found, dtype)
     model.load_state_dict(state, assign=True)
 
 
-def _finite(found: Tensor | Packed) -> bool:
-    weight = ops.dequantize(found) if isinstance(found, Packed) else found
-    return bool(weight.isfinite().all())
-
-
-def _pack(
-    model: Qwen, name: str, weight: Tensor, quantize: str, dtype: torch.dtype
-) -> Tensor | Packed:
-    """The tensor as `quantize` wants it kept."""
-    owner = name.rpartition(".")[0]
-    tied = model.lm_head is None
-    if name == _EMBEDDING and not tied:
-        kept = {torch.bfloat16: "bf16", torch.float16: "f16"}.get(weight.dtype)
-        wider = dtype.itemsize > weight.element_size()
-        return ops.quantize(weight, kept) if kept and wider else weight
-    if name == _EMBEDDING or owner == "lm_head":
-        return ops.quantize(weight, "int8", group_size=QUANTIZE["int8"])
-    router = owner.endswith((".gate", ".shared_expert_gate"))
-    if router or weight.ndim != 2 or not isinstance(model.get_submodule(owner), Linear):
-        return weight
-    return ops.quantize(weight, quantize, group_size=QUANTIZE[quantize])
-
-
-def _place(model: Qwen, name: str, packed: Packed, dtype: torch.dtype) -> None:
+def _place(model: Qwen, name: str, packed: Packed | KernelWeight, dtype: torch.dtype) -> None:
     """Put a packed weight where the parameter `name` was; a tied embedding is the head as well."""
     owner = name.removesuffix(".weight")
     module = model.get_submodule(owner)
@@ -189,9 +160,6 @@ def _set_module(model: nn.Module, name: str, module: nn.Module) -> None:
     setattr(model.get_submodule(parent), child, module)
 
 
-_EMBEDDING = "model.embed_tokens.weight"
-
-
 def empty_model(config: ModelConfig) -> Qwen:
     """The model on the meta device: names and shapes, no memory."""
     if config.vision is not None:
@@ -199,8 +167,25 @@ def empty_model(config: ModelConfig) -> Qwen:
             f"model_type {config.model_type!r} needs the vision tower, which this version lacks.",
             "Use a Qwen2.5 text model.",
         )
-    with torch.device("meta"):
+    with torch.device("meta"), _Uninitialised():
         return Qwen(config)
+
+
+class _Uninitialised(TorchFunctionMode):
+    """Modules draw no initial values. On the meta device that would do nothing but import PyTorch's
+    compiler: 1.5 s and 150 MB.
+    """
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        if getattr(func, "__module__", None) == nn.init.__name__:
+            return args[0] if args else (kwargs or {})["tensor"]
+        return func(*args, **(kwargs or {}))
 
 
 def resolve_dtype(

@@ -62,10 +62,17 @@ class PublishedWeights(DenseWeights):
             return not bool(self._checkpoint.read(name).any())
         return super().ignorable(name)
 
-    def read(self, name: str) -> Tensor | Packed:
-        module = name.removesuffix(".weight")
-        if module == name or module not in self._shapes:
-            return super().read(name)
+    def packed(self, name: str) -> str | None:
+        here = name.endswith(".weight") and name.removesuffix(".weight") in self._shapes
+        return f"int{self._how.bits}" if here else None
+
+    def read(self, name: str, rows: slice | None = None) -> Tensor | Packed:
+        if self.packed(name) is None:
+            return super().read(name, rows)
+        whole = self._repacked(name.removesuffix(".weight"))
+        return whole if rows is None else whole.rows(rows)
+
+    def _repacked(self, module: str) -> Packed:
         tensors = {
             part: self._checkpoint.read(f"{module}.{part}")
             for part in _PARTS

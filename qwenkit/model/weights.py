@@ -34,8 +34,14 @@ class Weights(Protocol):
     def ignorable(self, name: str) -> bool:
         """Whether a tensor that the model has no place for changes nothing."""
 
-    def read(self, name: str) -> Tensor | Packed:
-        """One tensor. Errors: FormatError, CheckpointError."""
+    def packed(self, name: str) -> str | None:
+        """The format that the file has it packed in; None for plain numbers."""
+
+    def read(self, name: str, rows: slice | None = None) -> Tensor | Packed:
+        """One tensor, or some rows of one. Errors: FormatError, CheckpointError."""
+
+    def release(self, name: str) -> None:
+        """The tensor as the file has it is not needed any more: its memory may go."""
 
 
 class DenseWeights:
@@ -56,9 +62,15 @@ class DenseWeights:
     def ignorable(self, name: str) -> bool:
         return name.endswith("rotary_emb.inv_freq")
 
-    def read(self, name: str) -> Tensor | Packed:
+    def packed(self, name: str) -> str | None:
+        return None
+
+    def read(self, name: str, rows: slice | None = None) -> Tensor | Packed:
         """A private copy, so that a file replaced or cut later cannot harm a running model."""
-        return self._checkpoint.read(name)
+        return self._checkpoint.read(name, rows)
+
+    def release(self, name: str) -> None:
+        """Nothing to do: what was read belongs to the caller."""
 
 
 def few(names: list[str], limit: int = 5) -> str:

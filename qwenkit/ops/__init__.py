@@ -48,7 +48,7 @@ import functools
 import logging
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -58,7 +58,7 @@ from qwenkit.errors import OptionError
 from qwenkit.ops import cpu, draw, formats, grouped, layer, reference, triton
 from qwenkit.ops.formats import FORMATS, Packed, quantize
 from qwenkit.ops.layer import DecoderLayer
-from qwenkit.ops.layout import KernelWeight, repack
+from qwenkit.ops.layout import KernelWeight, repack, repack_rows
 from qwenkit.ops.reference import token_logprobs
 
 __all__ = [
@@ -218,6 +218,13 @@ def prepack(packed: Packed) -> Packed | KernelWeight:
     if packed.device.type != "cpu" or backend() != "cpu":
         return packed
     return repack(packed) or packed
+
+
+def prepack_rows(shape: tuple[int, int], rows: Callable[[slice], Packed]) -> KernelWeight | None:
+    """What `prepack` makes of a weight (O, I) whose packed form is never whole in memory:
+    `rows(slice)` packs the rows asked for. None where the CPU has no kernel for it.
+    """
+    return repack_rows(shape, rows) if backend() == "cpu" else None
 
 
 def cache_width(head_dim: int, dtype: torch.dtype) -> int:

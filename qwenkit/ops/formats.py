@@ -30,8 +30,8 @@ from qwenkit.ops.integers import (
     quantize_int8,
 )
 
-_ROWS_AT_ONCE = 1 << 24
-"""Numbers that a quantiser takes at once: bounds its working memory to some hundred MB."""
+_ROWS_AT_ONCE = 1 << 21
+"""Numbers that a quantiser takes at once: bounds its working memory to some tens of MB."""
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ Legend: O outputs, I inputs, L rows of a tile, T tiles, n groups, u units of 16 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -34,8 +35,8 @@ except ImportError:  # cpu.available() tells; nothing here is called then
 SCALE_KINDS = {"float32": 0, "float16": 1, "super_unsigned": 2, "super_signed": 3}
 OFFSET_KINDS = {"none": 0, "float32": 1, "float16": 2, "zeros": 3, "super_unsigned": 4}
 _MIDDLE = {4: 8, 5: 16, 8: 0}
-_ROWS_AT_ONCE = 1 << 23
-"""Numbers that `dense` makes at once, a bound of its working memory."""
+_ROWS_AT_ONCE = 1 << 20
+"""Numbers that are made at once, a bound of the working memory."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,26 +139,37 @@ class KernelWeight:
 
 def repack(packed: Packed) -> KernelWeight | None:
     """The weight in the layout of the instruction set in use; None if no kernel takes it."""
-    (out, width), lanes = packed.shape, _cpu.lanes()
+    return repack_rows(packed.shape, packed.rows)
+
+
+def repack_rows(shape: tuple[int, int], rows: Callable[[slice], Packed]) -> KernelWeight | None:
+    """`repack` of a weight (O, I) that is made some rows at a time: `rows(slice)` has the rows
+    asked for, all of them in one format.
+    """
+    (out, width), lanes = shape, _cpu.lanes()
     padded, tiles = -(-width // 32) * 32, -(-out // lanes)
     tensors: dict[str, Tensor] = {}
-    plain = None
+    packed = plain = None
     step = max(_ROWS_AT_ONCE // padded // lanes, 1)  # tiles at once
     for tile in range(0, tiles, step):
-        rows = min((tile + step) * lanes, out) - tile * lanes
-        plain = _plain(packed.rows(slice(tile * lanes, tile * lanes + rows)))
+        count = min((tile + step) * lanes, out) - tile * lanes
+        packed = rows(slice(tile * lanes, tile * lanes + count))
+        plain = _plain(packed)
         if plain is None:
             return None
         if not tensors:
             tensors = _empty(plain, tiles, padded, lanes)
-        _fill(tensors, plain, tile, rows, padded)
-    if plain is None:
+        _fill(tensors, plain, tile, count, padded)
+    if packed is None or plain is None:
         return None
+    scale_kind = plain.scale_kind
+    if scale_kind == "float16":  # other rows may have needed more
+        scale_kind = str(tensors["scales"].dtype).removeprefix("torch.")
+    kinds = (SCALE_KINDS[scale_kind], OFFSET_KINDS[plain.offset_kind])
     if "order" in packed.tensors:
         tensors["order"] = packed.tensors["order"]
-    kinds = (SCALE_KINDS[plain.scale_kind], OFFSET_KINDS[plain.offset_kind])
     how = (lanes, plain.bits, plain.halves, plain.group, kinds)
-    return KernelWeight(packed.format, packed.shape, *how, tensors)
+    return KernelWeight(packed.format, shape, *how, tensors)
 
 
 def _empty(plain: Plain, tiles: int, padded: int, lanes: int) -> dict[str, Tensor]:
@@ -180,6 +192,8 @@ def _fill(tensors: dict[str, Tensor], plain: Plain, tile: int, rows: int, padded
     for name, to in tensors.items():
         if name != "codes":
             found, lanes = getattr(plain, name), to.shape[2]
+            if found.dtype == torch.float32 != to.dtype:
+                to = tensors[name] = to.float()  # float16 could not hold these
             whole = F.pad(found, (0, 0, 0, -rows % lanes)).reshape(-1, lanes, found.shape[1])
             to[tile : tile + len(whole), : found.shape[1]] = whole.transpose(1, 2)
 

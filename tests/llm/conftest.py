@@ -85,8 +85,8 @@ class Script:
     """Stands in for a model: `reply(prompt text)` says what it writes; then it ends the turn, again
     and again.
 
-    It tells sequences apart by their first cache block. NAN in a reply makes logits that are not
-    finite.
+    It tells sequences apart by their first cache block, and a prompt's tokens, in pieces of any
+    size, by the first logits that are asked for. NAN in a reply makes logits that are not finite.
     """
 
     device, dtype = torch.device("cpu"), torch.float32
@@ -97,6 +97,7 @@ class Script:
     ) -> None:
         self.config, self.tokenizer, self.reply, self.delay = CONFIG, tokenizer, reply, delay
         self.prompts: dict[int, list[int]] = {}
+        self.answering: set[int] = set()
         self.widest = 0
         self.last_prompt: list[int] = []
 
@@ -108,14 +109,18 @@ class Script:
             torch.zeros(len(batch.input_ids), CONFIG.vocab_size),
         )
         self.widest = max(self.widest, len(bounds) - 1)
+        asked = set(range(bounds[-1])) if rows is None else set(rows.tolist())
         for s, end in enumerate(batch.kv.context_lens.tolist()):
             ids = batch.input_ids[bounds[s] : bounds[s + 1]].tolist()
             block = int(batch.kv.block_tables[s, 0])
             if end == len(ids):
                 self.prompts[block] = []
-            if len(ids) > 1 or end == 1:
+                self.answering.discard(block)
+            if block not in self.answering:
                 self.prompts[block] += ids
                 self.last_prompt = self.prompts[block]
+            if bounds[s + 1] - 1 in asked:
+                self.answering.add(block)
             prompt = self.prompts[block]
             text = self.reply(self.tokenizer.decode(prompt, skip_special=False))
             script = self.tokenizer.encode(text.replace("NAN", "\0"), allow_special=True)

@@ -7,7 +7,7 @@ import os
 import shutil
 import sys
 from pathlib import Path
-from unittest.mock import Mock
+from typing import Any
 
 import pytest
 import torch
@@ -168,8 +168,14 @@ def test_K174_weights_that_are_no_file(
     if kind == "unreadable":
         file.chmod(0)
         if os.access(file, os.R_OK):  # root reads everything: let the system call refuse
-            refused = PermissionError(13, "Permission denied")
-            monkeypatch.setattr(os, "open", Mock(side_effect=refused))
+            opened = os.open
+
+            def refuse(path: str, *args: Any, **more: Any) -> int:
+                if Path(path) == file:
+                    raise PermissionError(13, "Permission denied", path)
+                return opened(path, *args, **more)
+
+            monkeypatch.setattr(os, "open", refuse)
     else:
         file.unlink()
         {"pipe": os.mkfifo, "folder": os.mkdir}.get(kind, lambda f: f.symlink_to("/dev/zero"))(file)
@@ -183,14 +189,14 @@ def test_K171_a_file_that_changes_while_it_is_loaded(
 ) -> None:
     file, read, count = saved / "model.safetensors", DenseWeights.read, 0
 
-    def late(self: DenseWeights, name: str) -> Tensor | Packed:
+    def late(self: DenseWeights, name: str, rows: slice | None = None) -> Tensor | Packed:
         nonlocal count
         count += 1
         if count == 5 and change == "replaced":
             os.replace(shutil.copy(file, saved / "other"), file)
         elif count == 5:
             os.truncate(file, 2000)
-        return read(self, name)
+        return read(self, name, rows)
 
     monkeypatch.setattr(DenseWeights, "read", late)
     with pytest.raises(FormatError, match="replaced or changed"):

@@ -15,7 +15,7 @@ from qwenkit.errors import CheckpointError, OptionError
 from qwenkit.eval.run import held_out
 from qwenkit.io.hub import ASSETS
 from qwenkit.llm import LLM
-from qwenkit.model import load
+from qwenkit.model import packing
 from qwenkit.model.batch import Batch
 from qwenkit.model.linear import Linear, QuantEmbedding, QuantLinear, is_packed
 from qwenkit.model.load import init_model, load_model, save_model
@@ -124,7 +124,7 @@ def test_what_cannot_be_quantised(tmp_path: Path) -> None:
     save_model(init_model(CONFIG, seed=3), tmp_path, torch.bfloat16)
     with pytest.raises(OptionError, match="int4 or int8"):
         load_model(tmp_path, quantize="q4_0")
-    assert set(load.QUANTIZE) == {"int4", "int8"}
+    assert set(packing.QUANTIZE) == {"int4", "int8"}
 
 
 @pytest.mark.slow
