@@ -329,8 +329,13 @@ async def streams(model: str, scale: float) -> None:
         told = "retry-after: "
         refused = [a for a in answers if a.status in (429, 503) and told in a.head]
         waits = [a.wait for a in refused] or [0.0]
+        others = Counter((a.status, a.ending) for a in answers if a not in good + refused)
         print(f"streams: {count} at once: {len(good)} finished, {len(refused)} refused; ", end="")
         print(f"/health's worst {max(health) * 1000:.0f} ms; idle again after {took:.2f} s")
+        print(
+            f"  others, (status, ending): {dict(others)}" if others else "",
+            end="\n" if others else "",
+        )
         at_least("streams: finished", len(good), 48)
         exactly(
             "streams: neither finished nor told when to come back", count - len(good + refused), 0

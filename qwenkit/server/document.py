@@ -45,6 +45,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
         429: "Too many requests; see Retry-After.",
         431: "The head of the request is too large.",
         500: "The server failed.",
+        507: "The server's disk is full.",
         503: "Overloaded or shutting down; see Retry-After.",
     }.items()
 }

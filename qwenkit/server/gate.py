@@ -79,7 +79,8 @@ class Gate:
         service, path = self._service, scope["path"]
         self._check_host(headers)
         if path not in PUBLIC:
-            call.caller = service.keys.caller(headers)
+            address, _ = scope.get("client") or ("", 0)
+            call.caller = service.keys.caller(headers, address)
             if path in ADMIN and not call.caller.admin:
                 text = "Only an administrator's key may do this (see --admin-key-file)."
                 raise ApiError(403, text, code="insufficient_permissions")

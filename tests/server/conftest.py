@@ -59,8 +59,16 @@ def client(client_of: Callable[..., TestClient]) -> TestClient:
 class Live:
     """`qwenkit serve` in a process of its own."""
 
-    def __init__(self, *flags: str, key: str | None = None, env: dict[str, str] | None = None):
+    def __init__(
+        self,
+        *flags: str,
+        key: str | None = None,
+        env: dict[str, str] | None = None,
+        inside: tuple[str, ...] = (),
+    ):
+        """`inside`: the command that is to start it."""
         words = [sys.executable, "-W", "error", "-m", "qwenkit", "serve", "--port", "0", *flags]
+        words[:0] = inside
         environment = {**os.environ, "OMP_NUM_THREADS": "1", **(env or {})}
         if key:
             environment["QWENKIT_API_KEY"] = key
