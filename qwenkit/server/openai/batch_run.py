@@ -106,9 +106,9 @@ class BatchRun:
         data = [{"code": error.code, "message": error.message, "param": error.param, "line": None}]
         self.batch["errors"] = {"object": "list", "data": data}
         try:
+            self._journal.unlink(missing_ok=True)  # first: it may be what fills the disk
             self._turn("failed")
-            self._journal.unlink(missing_ok=True)
-        except OSError as broken:  # whoever starts again goes on with it
+        except OSError as broken:  # whoever starts again begins it again
             log.error("batch %s cannot be written: %s", self.batch["id"], broken.strerror)
 
     # Lines
