@@ -15,7 +15,8 @@ from __future__ import annotations
 import os
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from qwenkit.model.load import load_model
 from qwenkit.model.moe import SparseMLP
 from qwenkit.model.qwen import Qwen
 from qwenkit.model.transforms import prepare
+from qwenkit.ops import pages
 
 NEW_TOKENS = 64
 """Tokens that a sequence decodes before it makes room for a new one."""
@@ -66,13 +68,16 @@ def load_engine(
     model = load_model(path, dtype, device, quantize=quantize, prepack=True)
     prepare(model)
     blocks = -(-(longest + NEW_TOKENS) // 16) * sequences
-    return Engine(
+    most = max(512, sequences)
+    engine = Engine(
         model,
         num_blocks=blocks,
-        max_batch_tokens=max(512, sequences),
+        max_batch_tokens=most,
         max_sequences=sequences,
         max_model_len=min(longest + NEW_TOKENS, model.config.context_length),
     )
+    engine.scheduler.prefill_limit = lambda _: most  # nobody waits: prompts come first
+    return engine
 
 
 def decode(engine: Engine, *, sequences: int, context: int, seconds: float = 2.0) -> Pace:
@@ -81,12 +86,14 @@ def decode(engine: Engine, *, sequences: int, context: int, seconds: float = 2.0
     while sum(taken) < seconds:
         _add(engine, sequences, context, NEW_TOKENS)
         steps = []
-        while engine.has_work:
-            start = time.perf_counter()
-            outputs = engine.step()
-            spent = time.perf_counter() - start
-            if len(outputs) == sequences:  # else some still read their prompts
-                steps.append(spent)
+        with _cores_for_kernels(engine):
+            while engine.has_work:
+                start = time.perf_counter()
+                outputs = engine.step()
+                spent = time.perf_counter() - start
+                if len(outputs) == sequences:  # else some still read their prompts
+                    steps.append(spent)
+        assert len(steps) > _SKIPPED, "the sequences never ran all at once"
         taken += steps[_SKIPPED:]
     return Pace(statistics.median(taken), sequences, len(taken))
 
@@ -96,11 +103,24 @@ def prefill(engine: Engine, *, tokens: int, seconds: float = 2.0) -> Pace:
     taken: list[float] = []
     while not taken or sum(taken[1:]) < seconds:
         _add(engine, 1, tokens, 1)
-        start = time.perf_counter()
-        while engine.has_work:
-            engine.step()
-        taken.append(time.perf_counter() - start)
+        with _cores_for_kernels(engine):
+            start = time.perf_counter()
+            while engine.has_work:
+                engine.step()
+            taken.append(time.perf_counter() - start)
     return Pace(statistics.median(taken[1:]), tokens, len(taken) - 1)
+
+
+@contextmanager
+def _cores_for_kernels(engine: Engine) -> Iterator[None]:
+    """Keep PyTorch to one thread, as the thread that drives the engine of an `LLM` does."""
+    before = torch.get_num_threads()
+    if engine.model.fused:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def record(engine: Engine, what: str, pace: Pace, rate: float | None = None) -> dict[str, Any]:
@@ -193,9 +213,13 @@ def _nbytes(module: nn.Module) -> int:
 
 def read_rate(device: torch.device | str = "cpu", seconds: float = 0.5) -> float:
     """Bytes a second that all threads together read of 1 GiB, added up in wide registers: the best
-    of many sums.
+    of many sums. On the CPU from large pages, where weights are too.
     """
-    array = torch.ones(1 << 28, device=device)
+    on_cpu = torch.device(device).type == "cpu"
+    array = (
+        pages.empty((1 << 28,), torch.float32) if on_cpu else torch.empty(1 << 28, device=device)
+    )
+    array.fill_(1)
     return array.nbytes / min(_times(lambda: array.sum().item(), seconds))
 
 

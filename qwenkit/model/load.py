@@ -38,7 +38,7 @@ from qwenkit.model.packing import EMBEDDING, Packing, kind_of, read_packed
 from qwenkit.model.published import PublishedWeights
 from qwenkit.model.qwen import Qwen
 from qwenkit.model.weights import DenseWeights, Weights, few, unfit
-from qwenkit.ops import KernelWeight, Packed
+from qwenkit.ops import KernelWeight, Packed, pages
 from qwenkit.utils import memory_returned, write_json
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
@@ -136,10 +136,12 @@ def fill(
     for name in sorted(shapes, key=lambda name: -shapes[name].numel()):
         kind = kind_of(model, weights, name, dtype, how.quantize)
         found = read_packed(weights, name, kind, torch.device(device), how)
-        if isinstance(found, Tensor):
-            state[name] = found.to(device=device, dtype=dtype)
-        else:
+        if not isinstance(found, Tensor):
             _place(model, name, found, dtype)
+            continue
+        state[name] = found.to(device=device, dtype=dtype)
+        if how.prepack and found.ndim == 2 and state[name].device.type == "cpu":
+            state[name] = pages.copy(state[name])
     model.load_state_dict(state, assign=True)
 
 

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from qwenkit.ops import gguf_codes
+from qwenkit.ops import gguf_codes, pages
 from qwenkit.ops.formats import Packed
 from qwenkit.ops.gguf_codes import Plain
 from qwenkit.ops.integers import unpack_nibbles
@@ -175,12 +175,12 @@ def repack_rows(shape: tuple[int, int], rows: Callable[[slice], Packed]) -> Kern
 def _empty(plain: Plain, tiles: int, padded: int, lanes: int) -> dict[str, Tensor]:
     units, groups = padded // (16 if plain.halves else 32), -(-padded // plain.group)
     shape = (tiles, padded // 32, plain.bits, lanes, 4)
-    tensors = {"codes": torch.empty(shape, dtype=torch.uint8)}
+    tensors = {"codes": pages.empty(shape, torch.uint8)}
     counts = {"scales": groups, "offsets": groups, "fine_scales": units, "fine_offsets": units}
     for name, count in counts.items():
         found = getattr(plain, name)
         if found is not None:
-            tensors[name] = torch.zeros((tiles, count, lanes), dtype=found.dtype)
+            tensors[name] = pages.empty((tiles, count, lanes), found.dtype).zero_()
     return tensors
 
 
