@@ -33,12 +33,8 @@ def limited(live_of: Callable[..., Any]) -> Any:
     return live_of(*LIMITS, "--max-batch-lines", "50", "--batch-concurrency", "4")
 
 
-def client_for(server: Any, key: str = "none") -> OpenAI:
-    return OpenAI(base_url=f"{server.url}/v1", api_key=key, max_retries=0)
-
-
 @pytest.fixture(scope="module")
-def api(limited: Any) -> OpenAI:
+def api(limited: Any, client_for: Callable[..., OpenAI]) -> OpenAI:
     return client_for(limited)
 
 
@@ -290,7 +286,9 @@ def test_a_batch_is_cancelled_and_listed(api: OpenAI) -> None:
     assert batch.id in [each.id for each in api.batches.list(limit=2)]
 
 
-def test_a_killed_server_goes_on_where_it_was(live_of: Callable[..., Any], tmp_path: Path) -> None:
+def test_a_killed_server_goes_on_where_it_was(
+    live_of: Callable[..., Any], client_for: Callable[..., OpenAI], tmp_path: Path
+) -> None:
     folder = tmp_path / "data"
     flags = ("--data-dir", str(folder), "--batch-concurrency", "2")
     first = live_of(*flags)
@@ -317,7 +315,9 @@ def test_a_killed_server_goes_on_where_it_was(live_of: Callable[..., Any], tmp_p
     assert not list(folder.rglob("*.journal")) and not list(folder.rglob("*.tmp"))
 
 
-def test_a_batch_outlives_a_drain(live_of: Callable[..., Any], tmp_path: Path) -> None:
+def test_a_batch_outlives_a_drain(
+    live_of: Callable[..., Any], client_for: Callable[..., OpenAI], tmp_path: Path
+) -> None:
     """Lines that run may finish or are begun again; none is told that the server had to go."""
     flags = ("--data-dir", str(tmp_path / "data"), "--batch-concurrency", "4")
     first = live_of(*flags, "--drain-timeout", "1")
@@ -376,7 +376,7 @@ SMALL = ("unshare", "--user", "--map-root-user", "--mount", "sh", "-c")
 
 
 def test_a_full_disk_ends_what_needs_it_and_nothing_else(
-    live_of: Callable[..., Any], tmp_path: Path
+    live_of: Callable[..., Any], client_for: Callable[..., OpenAI], tmp_path: Path
 ) -> None:
     """A file system of 400 KB, with room for the input of a batch but not for its answers."""
     mount = f"mount -t tmpfs -o size=400k tmpfs {tmp_path}"
