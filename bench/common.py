@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent.parent
 BUILT = ROOT / "build" / "bench"
 """Checkpoints with random weights, made once."""
-RESULTS = ROOT / "bench" / "results"
+RESULTS = ROOT / "bench" / "RESULTS.md"
 _FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "asimddp")
 
 
@@ -61,11 +61,28 @@ def provenance() -> dict[str, Any]:
     }
 
 
-def save(name: str, found: dict[str, Any]) -> None:
-    """Write bench/results/NAME.json."""
-    RESULTS.mkdir(exist_ok=True)
-    text = json.dumps({**provenance(), **found}, indent=1, ensure_ascii=False)
-    (RESULTS / f"{name}.json").write_text(text + "\n", encoding="utf-8")
+def save(name: str, text: str, found: dict[str, Any]) -> None:
+    """Put a section called `name` with `text` (Markdown), machine, commit and command into
+    bench/RESULTS.md, in place of the one of that name; all figures go to build/bench/NAME.json.
+    """
+    where = provenance()
+    BUILT.mkdir(parents=True, exist_ok=True)
+    numbers = json.dumps({**where, **found}, indent=1, ensure_ascii=False)
+    (BUILT / f"{name.replace(' ', '-')}.json").write_text(numbers + "\n", encoding="utf-8")
+    here = where["machine"]
+    sets = ", ".join(here["instruction_sets"]) or "none of those looked for"
+    origin = (
+        f"{where['date']}, commit {where['commit']}, `{where['command']}`. {here['cpu']} (family "
+        f"and model {here['family']}), {here['cores']} cores, instruction sets {sets}, "
+        f"{here['memory_bytes'] / (1 << 30):.0f} GiB, Python {here['python']}."
+    )
+    title = (
+        "# Results\n\nWritten by the scripts in `bench/`, each of which replaces its own section.\n"
+    )
+    old = RESULTS.read_text(encoding="utf-8") if RESULTS.exists() else title
+    sections = [part for part in old.split("\n## ")[1:] if not part.startswith(f"{name}\n")]
+    sections = sorted([*sections, f"{name}\n\n{origin}\n\n{text.strip()}\n"])
+    RESULTS.write_text("\n## ".join([title, *sections]), encoding="utf-8")
 
 
 def free_memory() -> int:

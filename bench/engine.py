@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from qwenkit.config import ModelConfig
 from qwenkit.engine import Engine, Request, SamplingParams
+from qwenkit.eval.speed import cores_for_kernels
 from qwenkit.model.load import DTYPES, init_model
 from qwenkit.model.transforms import prepare
 
@@ -58,10 +59,11 @@ def measure(engine: Engine, sequences: int, rules: dict[str, Any]) -> tuple[floa
         prompt = [(i * 37 + j * 11) % 8000 for j in range(PROMPT_TOKENS)]
         params = SamplingParams(max_tokens=NEW_TOKENS, seed=i, **rules)
         engine.add(Request(str(i), prompt, params))
-    while engine.has_work:
-        start = time.perf_counter()
-        engine.step()
-        steps.append(time.perf_counter() - start)
+    with cores_for_kernels(engine):
+        while engine.has_work:
+            start = time.perf_counter()
+            engine.step()
+            steps.append(time.perf_counter() - start)
     for hook in hooks:
         hook.remove()
     rest = [step - forward for step, forward in zip(steps, forwards, strict=True)]

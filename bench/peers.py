@@ -178,12 +178,11 @@ def main() -> None:
     options = parser.parse_args()
     absent = setup(options.size)
     rates = measure(options, absent)
-    for text in tables(rates):
-        print(text + "\n")
-    for name, reason in absent.items():
-        print(f"absent: {name} ({reason})")
+    text = "\n\n".join(tables(rates))
+    text += "".join(f"\n\nabsent: {name} ({reason})" for name, reason in absent.items())
+    print(text)
     values = {"size": options.size, "threads": options.threads, "absent": absent, "rates": rates}
-    save("peers", values)
+    save(f"Beside others, {options.size}", text, values)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ types ending in K have blocks of 256: where a row is no multiple of that, it is 
 for the rounding alone (which changes nothing in its own blocks), and the de-quantised matrix is
 computed in float32. Then the same packed weights are compared with themselves de-quantised to
 float32, in which only the rounding of activations is missing, and with activations of more bits.
-Not covered: published models, speed (`decode.py`).
+Not covered: published models, speed (`speed.py`).
 """
 
 from __future__ import annotations

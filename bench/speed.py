@@ -107,8 +107,10 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     rows = [measure(size, format, options) for size in options.sizes for format in options.formats]
-    print(table(COLUMNS, [shown(row) for row in rows]))
-    save("speed", {"threads": options.threads, "rows": rows})
+    text = table(COLUMNS, [shown(row) for row in rows])
+    print(text)
+    explained = (__doc__ or "").split("\n\n", 2)[2].replace("\n", " ")
+    save("Speed and memory", f"{text}\n\n{explained}", {"threads": options.threads, "rows": rows})
 
 
 if __name__ == "__main__":

@@ -38,6 +38,48 @@ def write_gguf() -> Callable[..., None]:
     return _write_gguf
 
 
+SEVEN = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+@pytest.fixture(scope="session")
+def write_adapter() -> Callable[..., Path]:
+    """`write_adapter(folder, model.config, rank=4, seed=0, size=0.3, targets=…, **settings)`: a
+    random adapter in PEFT's format for a dense model; `settings` go into adapter_config.json.
+    """
+    return _write_adapter
+
+
+def _write_adapter(
+    folder: Path,
+    config: Any,
+    *,
+    rank: int = 4,
+    seed: int = 0,
+    size: float = 0.3,
+    targets: Sequence[str] = SEVEN,
+    **settings: Any,
+) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    head, c, f = config.head_dim, config.hidden_size, config.intermediate_size
+    q, k = config.num_attention_heads * head, config.num_key_value_heads * head
+    shapes = {"q": (q, c), "k": (k, c), "v": (k, c), "o": (c, q)}
+    shapes |= {"gate": (f, c), "up": (f, c), "down": (c, f)}
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {}
+    for layer in range(config.num_hidden_layers):
+        for target in targets:
+            rows, columns = shapes[target.removesuffix("_proj")]
+            outer = "self_attn" if target[0] in "qkvo" else "mlp"
+            at = f"base_model.model.model.layers.{layer}.{outer}.{target}"
+            for side, shape in (("A", (rank, columns)), ("B", (rows, rank))):
+                made = torch.randn(shape, generator=generator) * size
+                tensors[f"{at}.lora_{side}.weight"] = made
+    safetensors.torch.save_file(tensors, folder / "adapter_model.safetensors")
+    values = {"peft_type": "LORA", "r": rank, "lora_alpha": rank, "target_modules": list(targets)}
+    (folder / "adapter_config.json").write_text(json.dumps({**values, **settings}))
+    return folder
+
+
 def _write_gguf(
     folder: Path,
     file: Path,

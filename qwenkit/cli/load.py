@@ -48,7 +48,7 @@ def _load(options: LoadOptions, path: Path, draft: Path | None, engine: dict[str
 
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    return LLM(
+    llm = LLM(
         path,
         dtype=options.dtype,
         quantize=options.quantize,
@@ -58,6 +58,9 @@ def _load(options: LoadOptions, path: Path, draft: Path | None, engine: dict[str
         speculate=options.speculate,
         **engine,
     )
+    for name, folder in options.adapters.items():
+        llm.adapters.load(name, folder)
+    return llm
 
 
 def check_device(device: str | None) -> str | None:

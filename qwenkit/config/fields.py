@@ -27,7 +27,12 @@ def typed(key: str, value: Any, kind: str, source: str) -> Any:
         raise ConfigError(
             f"{source}: {key} is {value!r}; expected {_spelt(kind)}.", "Mend or re-fetch the file."
         )
-    return float(value) if kind == "float" and isinstance(value, int) else value
+    if kind != "float" or not isinstance(value, int):
+        return value
+    try:
+        return float(value)
+    except OverflowError:
+        raise ConfigError(f"{source}: {key} is too large.", "Mend or re-fetch the file.") from None
 
 
 def _spelt(kind: str) -> str:

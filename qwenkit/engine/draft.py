@@ -95,7 +95,9 @@ class DraftModel(Proposer):
         max_blocks: int,
         price: float,
     ) -> None:
-        self.runner = Runner(model, cache, max_sequences=max_sequences, max_blocks=max_blocks)
+        self.runner = Runner(
+            model, cache, max_sequences=max_sequences, max_blocks=max_blocks, adapters=False
+        )
         self.sampler, self.price = sampler, price
         self.context_length = model.config.context_length
         self._computed: dict[str, int] = {}

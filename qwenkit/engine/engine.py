@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import logging
 import time
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -117,7 +117,7 @@ class Engine:
         )
         self.cache = KVCache(config, num_blocks, block_size, dtype=dtype, device=model.device)
         widest = min(num_blocks, pool.blocks_for(self.context_length))
-        limits = {"max_sequences": max_sequences, "max_blocks": widest}
+        limits: Any = {"max_sequences": max_sequences, "max_blocks": widest}
         self.runner = Runner(model, self.cache, invariant=deterministic, **limits)
         if deterministic:
             self.runner.probe()

@@ -34,7 +34,8 @@ def extend_keys(request: Request, size: int, count: int) -> Sequence[bytes]:
 
 
 def _root(request: Request) -> bytes:
-    parts = (_bytes(request.tenant), _bytes(request.adapter or ""), bytes([request.scaled]))
+    adapter = "" if request.adapter is None else str(request.adapter.id)
+    parts = (_bytes(request.tenant), _bytes(adapter), bytes([request.scaled]))
     return hashlib.sha256(_framed(*parts)).digest()
 
 

@@ -13,11 +13,14 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
 from qwenkit.errors import RequestError
+
+if TYPE_CHECKING:
+    from qwenkit.model.lora import Adapter
 
 FinishReason = Literal["stop", "length", "abort", "error"]
 ErrorCode = Literal["not_finite", "out_of_memory", "failed", "grammar", "timeout", "closed"]
@@ -144,7 +147,7 @@ class Request:
 
     tenant: whose it is: tenants have turns, and never share cached beginnings.
     deadline: the moment of `time.monotonic` after which it need not be started any more.
-    adapter: name of the adapter that its tokens are computed with.
+    adapter: what its tokens are computed with beside the model; it is kept by those who use it.
     media: (position of its first token, SHA-256 over its bytes, shape and type) of each image.
     matcher: the grammar that its output is held to (`qwenkit.engine.grammar`), for it alone.
     """
@@ -154,7 +157,7 @@ class Request:
     params: SamplingParams
     tenant: str = ""
     deadline: float | None = None
-    adapter: str | None = None
+    adapter: Adapter | None = None
     media: Sequence[tuple[int, bytes]] = ()
     matcher: Matcher | None = None
     scaled: bool = field(default=False, init=False)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from qwenkit.engine.kv_cache import KVCache
 from qwenkit.engine.request import Request, SamplingParams
 from qwenkit.engine.scheduler import Plan, Span
 from qwenkit.model.batch import Batch, PagedKV
+from qwenkit.model.lora import Adapter, AdapterRows, Rows
 from qwenkit.model.qwen import Qwen
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -31,6 +33,7 @@ class Runner:
     `release`, filled as the request gets blocks.
 
     invariant: compute each request to the same bits whatever else is in the batch.
+    adapters: whether the requests' adapters are for this model.
     """
 
     def __init__(
@@ -41,8 +44,10 @@ class Runner:
         max_sequences: int,
         max_blocks: int,
         invariant: bool = False,
+        adapters: bool = True,
     ) -> None:
         self.model, self.cache, self.invariant = model, cache, invariant
+        self.adapters = adapters
         self.device = model.device
         self._graphs = None
         if not invariant:  # whether the ops can keep that is theirs to say, at every step
@@ -58,17 +63,31 @@ class Runner:
         """Store the plan's keys and values; logits (M, V) float32 of its sampling spans in batch
         order, a row for each draft token and one more.
         """
-        batch = self._batch(plan)
+        spans = plan.spans
+        plain = [span for span in spans if span.request.adapter is None]
+        if not (self.adapters and 0 < len(plain) < len(spans) and self.model.fused):
+            return self._logits(spans)
+        # Layers in one kernel know no adapters. Who has none shall get them all the same, to the
+        # same bits as alone: two forwards.
+        others = [span for span in spans if span.request.adapter is not None]
+        logits = torch.cat([self._logits(plain), self._logits(others)])
+        counts = [(1 + len(s.drafts)) * s.samples for s in (*plain, *others)]
+        parts = dict(zip(map(id, (*plain, *others)), torch.split(logits, counts), strict=True))
+        return torch.cat([parts[id(span)] for span in spans])
+
+    def _logits(self, spans: Sequence[Span]) -> Tensor:
+        """One forward."""
+        batch = self._batch(spans)
         ends: list[int] = []
         n = 0
-        for span in plan.spans:
+        for span in spans:
             n += span.count
             if span.samples:
                 ends += range(n - 1 - len(span.drafts), n)
         rows = None
         if len(ends) < n:
             rows = self._tensor(np.array(ends, dtype=np.int64))
-        elif self._graphs is not None:
+        elif self._graphs is not None and not batch.adapters:
             return self._graphs.forward(batch)
         with ops.batch_invariant() if self.invariant else contextlib.nullcontext():
             logits: Tensor = self.model(batch, rows)
@@ -100,8 +119,8 @@ class Runner:
             self._filled[row] = len(blocks)
         return row
 
-    def _batch(self, plan: Plan) -> Batch:
-        spans, size = plan.spans, self.cache.block_size
+    def _batch(self, spans: Sequence[Span]) -> Batch:
+        size = self.cache.block_size
         ids: list[int] = []
         for span in spans:
             tokens = span.request.token_ids
@@ -133,7 +152,25 @@ class Runner:
         )
         three = self._tensor(positions).expand(3, -1)
         input_ids = self._tensor(np.array(ids))
-        return Batch(input_ids, three, self._tensor(cu_seqlens), kv, scaled)
+        return Batch(
+            input_ids, three, self._tensor(cu_seqlens), kv, scaled, self._adapter_rows(spans, of)
+        )
+
+    def _adapter_rows(self, spans: Sequence[Span], of: Array) -> AdapterRows:
+        """The rows of each adapter in the batch; `of` (N): which span a row is of."""
+        if not self.adapters:
+            return []
+        spans_of: dict[Adapter, list[int]] = {}
+        for i, span in enumerate(spans):
+            if span.request.adapter is not None:
+                spans_of.setdefault(span.request.adapter, []).append(i)
+        found: list[tuple[Rows, Adapter]] = []
+        for adapter, which in spans_of.items():
+            rows = np.flatnonzero(np.isin(of, which))
+            first, end = int(rows[0]), int(rows[-1]) + 1
+            together = end - first == len(rows)
+            found.append((slice(first, end) if together else self._tensor(rows), adapter))
+        return found
 
     def _tensor(self, values: Array) -> Tensor:
         tensor = torch.from_numpy(values)

@@ -86,7 +86,7 @@ def decode(engine: Engine, *, sequences: int, context: int, seconds: float = 2.0
     while sum(taken) < seconds:
         _add(engine, sequences, context, NEW_TOKENS)
         steps = []
-        with _cores_for_kernels(engine):
+        with cores_for_kernels(engine):
             while engine.has_work:
                 start = time.perf_counter()
                 outputs = engine.step()
@@ -103,7 +103,7 @@ def prefill(engine: Engine, *, tokens: int, seconds: float = 2.0) -> Pace:
     taken: list[float] = []
     while not taken or sum(taken[1:]) < seconds:
         _add(engine, 1, tokens, 1)
-        with _cores_for_kernels(engine):
+        with cores_for_kernels(engine):
             start = time.perf_counter()
             while engine.has_work:
                 engine.step()
@@ -112,7 +112,7 @@ def prefill(engine: Engine, *, tokens: int, seconds: float = 2.0) -> Pace:
 
 
 @contextmanager
-def _cores_for_kernels(engine: Engine) -> Iterator[None]:
+def cores_for_kernels(engine: Engine) -> Iterator[None]:
     """Keep PyTorch to one thread, as the thread that drives the engine of an `LLM` does."""
     before = torch.get_num_threads()
     if engine.model.fused:

@@ -13,8 +13,10 @@ from qwenkit.llm.results import (
     Usage,
 )
 from qwenkit.llm.sampling import Sampling
+from qwenkit.model.lora import Adapter
 
 __all__ = [
+    "Adapter",
     "ChatResult",
     "Choice",
     "Completion",

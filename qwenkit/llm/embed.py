@@ -21,6 +21,7 @@ from qwenkit.engine import Driver
 from qwenkit.engine.kv_cache import KVCache
 from qwenkit.errors import ContextLengthError, EngineError, RequestError
 from qwenkit.model.batch import Batch, PagedKV
+from qwenkit.model.lora import Adapter, AdapterRows
 from qwenkit.model.qwen import Qwen
 from qwenkit.prompt.tokenizer import Tokenizer
 
@@ -77,52 +78,67 @@ class Embedder:
             raise RequestError(text, param="dimensions")
 
     def start(
-        self, ids: list[list[int]], pooling: Pooling, dimensions: int | None
+        self,
+        ids: list[list[int]],
+        pooling: Pooling,
+        dimensions: int | None,
+        adapter: Adapter | None,
     ) -> Future[Embeddings]:
         """Errors: QueueFullError, EngineError; the same in the future."""
         engine = self._driver.engine
-        most = engine.scheduler.max_batch_tokens
-        return self._driver.lend(_embed(engine.model, ids, pooling, dimensions, most))
+        computed = pooled(
+            engine.model, ids, pooling, most=engine.scheduler.max_batch_tokens, adapter=adapter
+        )
+        return self._driver.lend(_embed(computed, sum(map(len, ids)), dimensions))
 
 
 def _embed(
-    model: Qwen, ids: list[list[int]], pooling: Pooling, dimensions: int | None, most: int
+    computed: Generator[None, None, Tensor], tokens: int, dimensions: int | None
 ) -> Generator[None, None, Embeddings]:
     try:
-        vectors = yield from pooled(model, ids, pooling, most=most)
+        vectors = yield from computed
     except MemoryError as error:
         raise EngineError(f"Out of memory: {error}", code="out_of_memory") from error
     if not bool(torch.isfinite(vectors).all()):
         raise EngineError("The states are not finite.", code="not_finite")
-    return Embeddings(shortened(vectors, dimensions).cpu(), sum(map(len, ids)))
+    return Embeddings(shortened(vectors, dimensions).cpu(), tokens)
 
 
 def pooled(
-    model: Qwen, inputs: Sequence[Sequence[int]], pooling: Pooling, *, most: int
+    model: Qwen,
+    inputs: Sequence[Sequence[int]],
+    pooling: Pooling,
+    *,
+    most: int,
+    adapter: Adapter | None = None,
 ) -> Generator[None, None, Tensor]:
     """Pooled states (S, C) float32 of length 1. A forward has at most `most` tokens: short inputs
     share one, a long one is computed in chunks with a cache of its own. Yields between forwards.
     """
+    rows: AdapterRows = [] if adapter is None else [(slice(None), adapter)]
     found: list[Tensor] = []
     shared: list[Sequence[int]] = []
     for ids in inputs:
         if shared and sum(map(len, shared)) + len(ids) > most:
-            found += _together(model, shared, pooling)
+            found += _together(model, shared, pooling, rows)
             shared = []
             yield
         if len(ids) > most:
-            found.append((yield from _in_chunks(model, ids, pooling, most)))
+            found.append((yield from _in_chunks(model, ids, pooling, most, rows)))
         else:
             shared.append(ids)
     if shared:
-        found += _together(model, shared, pooling)
+        found += _together(model, shared, pooling, rows)
     return functional.normalize(torch.stack(found), dim=-1)
 
 
 @torch.inference_mode()
-def _together(model: Qwen, inputs: Sequence[Sequence[int]], pooling: Pooling) -> list[Tensor]:
+def _together(
+    model: Qwen, inputs: Sequence[Sequence[int]], pooling: Pooling, rows: AdapterRows
+) -> list[Tensor]:
     """One forward without a cache."""
     batch = Batch.from_sequences(inputs, model.device)
+    batch.adapters = rows
     scaled = [_is_scaled(model, ids) for ids in inputs]
     if any(scaled):
         lengths = torch.tensor([len(ids) for ids in inputs])
@@ -136,7 +152,7 @@ def _pool(states: Tensor, pooling: Pooling) -> Tensor:
 
 
 def _in_chunks(
-    model: Qwen, ids: Sequence[int], pooling: Pooling, most: int
+    model: Qwen, ids: Sequence[int], pooling: Pooling, most: int, rows: AdapterRows
 ) -> Generator[None, None, Tensor]:
     """One long input, `most` tokens a forward."""
     blocks = -(-len(ids) // BLOCK)
@@ -145,14 +161,16 @@ def _in_chunks(
     for start in range(0, len(ids), most):
         if start:
             yield
-        states = _chunk(model, ids, start, min(start + most, len(ids)), cache)
+        states = _chunk(model, ids, start, min(start + most, len(ids)), cache, rows)
         last = states[-1].float()
         total += states.float().sum(0)
     return last if pooling == "last" else total / len(ids)
 
 
 @torch.inference_mode()
-def _chunk(model: Qwen, ids: Sequence[int], start: int, end: int, cache: KVCache) -> Tensor:
+def _chunk(
+    model: Qwen, ids: Sequence[int], start: int, end: int, cache: KVCache, rows: AdapterRows
+) -> Tensor:
     """States of tokens start … end - 1; their keys and values go into block after block."""
     device, places = model.device, torch.arange(start, end)
     kv = PagedKV(
@@ -168,6 +186,7 @@ def _chunk(model: Qwen, ids: Sequence[int], start: int, end: int, cache: KVCache
         torch.tensor([0, end - start], dtype=torch.int32).to(device),
         kv,
         torch.ones(end - start, dtype=torch.bool).to(device) if _is_scaled(model, ids) else None,
+        rows,
     )
     return model.hidden(batch)
 

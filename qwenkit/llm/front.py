@@ -31,6 +31,7 @@ from qwenkit.engine import Driver, Engine, EngineOptions
 from qwenkit.errors import ConfigError, RequestError
 from qwenkit.io.hub import Progress
 from qwenkit.io.hub import resolve as resolve_ref
+from qwenkit.llm.adapters import Adapters
 from qwenkit.llm.draft import load_draft
 from qwenkit.llm.embed import Embedder, Embeddings, Pooling
 from qwenkit.llm.files import TemplateLoader, check_vocabulary, read_files
@@ -41,6 +42,7 @@ from qwenkit.llm.results import ChatResult, Completion, StreamDelta
 from qwenkit.llm.run import arun, run
 from qwenkit.llm.score import logits_of
 from qwenkit.model.load import load_model
+from qwenkit.model.lora import Adapter
 from qwenkit.model.qwen import Qwen
 from qwenkit.model.transforms import prepare
 from qwenkit.prompt.chat import ChatTemplate, Prompt
@@ -118,7 +120,8 @@ class LLM:
         size = self.tokenizer.vocab_size
         engine = Engine(self.model, vocab_size=size, draft_model=draft, **engine_options)
         text_side = (self.tokenizer, self.generation, template, load_template)
-        self._queries = QueryMaker(engine, *text_side)
+        self.adapters = Adapters(self.model)
+        self._queries = QueryMaker(engine, self.adapters, *text_side)
         self._driver = Driver(
             engine, max_waiting=max_waiting, max_waiting_per_tenant=max_waiting_per_tenant
         )
@@ -141,9 +144,8 @@ class LLM:
         self.close()
 
     def prepare_grammars(self) -> None:
-        """Make ready what answers with a grammar need (`response_format` …), which the first one
-        would otherwise wait for. It holds Python's lock for up to half a second, so a server calls
-        it before there is traffic.
+        """Make ready what answers with a grammar need: up to half a second in which nothing else
+        runs, so a server calls it before there is traffic.
         """
         self._grammars.prepare()
 
@@ -186,13 +188,11 @@ class LLM:
         options = {"add_generation_prompt": add_generation_prompt, **template_kwargs}
         return self._queries.render(messages, tools, **options)
 
-    def logits(self, token_ids: Sequence[int]) -> Tensor:
-        """The model's logits after each of N tokens: (N, V) float32, V rows of the head (pad rows
-        included).
-
-        Errors: RequestError for no ids or ids out of range, ContextLengthError.
+    def logits(self, token_ids: Sequence[int], *, adapter: str | None = None) -> Tensor:
+        """The model's logits after each of N tokens: (N, V) float32, V rows of the head, pad rows
+        included. Errors: RequestError for no ids or ids out of range, ContextLengthError.
         """
-        return logits_of(self.model, list(token_ids))
+        return logits_of(self.model, list(token_ids), self.adapters.find(adapter))
 
     # Chat
 
@@ -240,11 +240,8 @@ class LLM:
         """
         offered = list(tools) if tools is not None else [None] * len(conversations)
         if len(offered) != len(conversations):
-            raise RequestError(
-                f"{len(conversations)} conversations, but {len(offered)} entries of tools.",
-                "Give one entry for each conversation.",
-                param="tools",
-            )
+            text = f"{len(conversations)} conversations, but {len(offered)} entries of tools."
+            raise RequestError(text, "Give one entry for each conversation.", param="tools")
         queries = [
             self._queries.chat(messages, own, template_kwargs, sampling)
             for messages, own in zip(conversations, offered, strict=True)
@@ -341,13 +338,14 @@ class LLM:
         *,
         pooling: Pooling = "last",
         dimensions: int | None = None,
+        adapter: str | Adapter | None = None,
     ) -> Embeddings:
         """Vectors of texts or id lists, as `qwenkit.llm.embed` makes them. Errors: RequestError,
         ContextLengthError, QueueFullError, EngineError.
         """
         self._embedder.check(pooling, dimensions)
-        ids = self._embedder.ids(inputs, None)
-        return self._embedder.start(ids, pooling, dimensions).result()
+        ids, own = self._embedder.ids(inputs, None), self.adapters.find(adapter)
+        return self._embedder.start(ids, pooling, dimensions, own).result()
 
     async def aembed(
         self,
@@ -356,13 +354,15 @@ class LLM:
         pooling: Pooling = "last",
         dimensions: int | None = None,
         max_tokens: int | None = None,
+        adapter: str | Adapter | None = None,
     ) -> Embeddings:
         """`embed` for coroutines; cancelling it ends the work. `max_tokens`: of all inputs
         together.
         """
         self._embedder.check(pooling, dimensions)
+        own = self.adapters.find(adapter)
         ids = await asyncio.to_thread(self._embedder.ids, inputs, max_tokens)
-        return await asyncio.wrap_future(self._embedder.start(ids, pooling, dimensions))
+        return await asyncio.wrap_future(self._embedder.start(ids, pooling, dimensions, own))
 
     # The way to the engine
 

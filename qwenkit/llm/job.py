@@ -26,6 +26,7 @@ from qwenkit.llm.results import (
     Usage,
 )
 from qwenkit.llm.sampling import Resolved
+from qwenkit.model.lora import Adapter
 from qwenkit.prompt.constraint import Constraint
 from qwenkit.prompt.grammar import Grammar
 from qwenkit.prompt.stream import Delta, TextStream, ToolCallParser, collect
@@ -35,7 +36,8 @@ from qwenkit.prompt.tokenizer import Tokenizer
 @dataclass(frozen=True)
 class Query:
     """One prompt to be completed. `tools`: names of the offered tools; without any, nothing is
-    parsed. `constraint`: what the answer must look like, `grammar`: the same, compiled.
+    parsed. `constraint`: what the answer must look like, `grammar`: the same, compiled. `adapter`:
+    what the tokens are computed with beside the model.
     """
 
     ids: Sequence[int]
@@ -43,6 +45,7 @@ class Query:
     tools: Collection[str] = ()
     constraint: Constraint | None = None
     grammar: Grammar | None = None
+    adapter: Adapter | None = None
 
 
 class Writer:
@@ -171,6 +174,7 @@ class Job:
                     query.sampling.choice(writer.index),
                     tenant=query.sampling.tenant,
                     deadline=query.sampling.deadline,
+                    adapter=query.adapter,
                     matcher=None if query.grammar is None else query.grammar.matcher(),
                 )
                 self.requests.append(request)

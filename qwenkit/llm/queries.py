@@ -12,6 +12,7 @@ from typing import Any
 from qwenkit.config import GenerationConfig
 from qwenkit.engine import Engine, Request
 from qwenkit.errors import ConfigError, ContextLengthError, RequestError
+from qwenkit.llm.adapters import Adapters
 from qwenkit.llm.files import TemplateLoader
 from qwenkit.llm.job import Query
 from qwenkit.llm.sampling import SHAPE, resolve
@@ -30,17 +31,19 @@ second.
 
 
 class QueryMaker:
-    """Holds what a prompt is made with; `engine` only to ask what fits."""
+    """Holds what a prompt is made with; `engine` only to ask what fits, `adapters` for names."""
 
     def __init__(
         self,
         engine: Engine,
+        adapters: Adapters,
         tokenizer: Tokenizer,
         generation: GenerationConfig,
         template: ChatTemplate | None,
         load_template: TemplateLoader | None,
     ) -> None:
         self.tokenizer, self.generation, self.engine = tokenizer, generation, engine
+        self.adapters = adapters
         self._template, self._load_template = template, load_template
         self._config = engine.model.config
         special = tokenizer.special_ids
@@ -127,6 +130,7 @@ class QueryMaker:
             context, of the
         cache, and of the original context where YaRN would extend it (answers are better without).
         """
+        adapter = self.adapters.find(sampling.get("adapter"))
         count, context = len(ids), self.engine.context_length
         limits = [context - count, self.engine.cache_tokens + 1 - count]
         if count < self._config.original_context_length:
@@ -147,7 +151,7 @@ class QueryMaker:
         if count + resolved.params.max_tokens > context:
             raise ContextLengthError(count, resolved.params.max_tokens, context, param=param)
         self.engine.check(Request("", ids, resolved.params))
-        return Query(ids, resolved, constraint=constraint)
+        return Query(ids, resolved, constraint=constraint, adapter=adapter)
 
 
 def _without_strict(tools: Tools | None) -> Tools | None:

@@ -15,6 +15,7 @@ from typing import Any, TypedDict
 from qwenkit.config import GenerationConfig
 from qwenkit.engine import SamplingParams
 from qwenkit.errors import RequestError
+from qwenkit.model.lora import Adapter
 
 MAX_CHOICES = 128
 MAX_STOP_STRINGS, MAX_STOP_CHARS = 16, 1024
@@ -34,8 +35,8 @@ class Sampling(TypedDict, total=False):
     that the request may wait before it is begun; then it ends with EngineError "timeout".
     response_format, regex, choice, grammar: what the answer must look like, one of them;
     tool_choice and parallel_tool_calls, only where there are messages: whether tools must be called
-    (all six as in `qwenkit.prompt.constraint`). The others are those of
-    `qwenkit.engine.SamplingParams`.
+    (all six as in `qwenkit.prompt.constraint`). adapter: the name of one of `LLM.adapters`.
+    The others are those of `qwenkit.engine.SamplingParams`.
     """
 
     max_tokens: int | None
@@ -62,6 +63,7 @@ class Sampling(TypedDict, total=False):
     grammar: str | None
     tool_choice: str | Mapping[str, Any] | None
     parallel_tool_calls: bool | None
+    adapter: str | Adapter | None
 
 
 SHAPE = (
@@ -72,7 +74,9 @@ SHAPE = (
     "tool_choice",
     "parallel_tool_calls",
 )
-"""The parameters that say what an answer looks like; `resolve` has nothing to do with them."""
+"""The parameters that say what an answer looks like; `resolve` has nothing to do with them, nor
+with `adapter`.
+"""
 
 
 @dataclass(frozen=True)
@@ -102,7 +106,7 @@ def resolve(
 
     Errors: RequestError naming the parameter that is unknown or out of range.
     """
-    values = {k: v for k, v in given.items() if v is not None and k not in SHAPE}
+    values = {k: v for k, v in given.items() if v is not None and k not in (*SHAPE, "adapter")}
     unknown = sorted(values.keys() - Sampling.__annotations__.keys())
     if unknown:
         known = ", ".join(sorted(Sampling.__annotations__))

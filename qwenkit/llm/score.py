@@ -7,10 +7,11 @@ from torch import Tensor
 
 from qwenkit.errors import ContextLengthError, RequestError
 from qwenkit.model.batch import Batch
+from qwenkit.model.lora import Adapter
 from qwenkit.model.qwen import Qwen
 
 
-def logits_of(model: Qwen, ids: list[int]) -> Tensor:
+def logits_of(model: Qwen, ids: list[int], adapter: Adapter | None = None) -> Tensor:
     """`LLM.logits`: (N, V) float32. Errors: RequestError, ContextLengthError."""
     config = model.config
     if not ids or not all(type(i) is int and 0 <= i < config.vocab_size for i in ids):
@@ -23,6 +24,8 @@ def logits_of(model: Qwen, ids: list[int]) -> Tensor:
     batch = Batch.from_sequences([ids], model.device)
     if config.yarn and len(ids) > config.original_context_length:
         batch.scaled = torch.ones(len(ids), dtype=torch.bool, device=model.device)
+    if adapter is not None:
+        batch.adapters = [(slice(0, len(ids)), adapter)]
     with torch.no_grad():
         logits: Tensor = model(batch)
     return logits

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from qwenkit.model.lora import AdapterRows, LayerParts
+
 
 @dataclass
 class PagedKV:
@@ -43,6 +45,12 @@ class Batch:
     """(N) bool: tokens of sequences that use the scaled RoPE frequencies (YaRN); None when none
     does.
     """
+    adapters: AdapterRows = ()
+    """The rows that have an adapter, each in one entry at most."""
+
+    def parts(self, layer: int) -> LayerParts:
+        """What the adapters add in one decoder layer."""
+        return [(rows, adapter.layers[layer]) for rows, adapter in self.adapters]
 
     @classmethod
     def from_sequences(
@@ -63,4 +71,5 @@ class Batch:
             self.cu_seqlens.to(device),
             self.kv,
             None if self.scaled is None else self.scaled.to(device),
+            [(r if isinstance(r, slice) else r.to(device), own) for r, own in self.adapters],
         )

@@ -13,6 +13,7 @@ from qwenkit import ops
 from qwenkit.config import ModelConfig
 from qwenkit.model.batch import Batch
 from qwenkit.model.linear import Linear
+from qwenkit.model.lora import LayerParts, adapted
 
 
 class RMSNorm(nn.Module):
@@ -41,9 +42,11 @@ class Attention(nn.Module):
         self.o_proj = Linear(config.num_attention_heads * d, c)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, batch: Batch) -> Tensor:
-        q = ops.rope(self.q_proj(x).unflatten(-1, (-1, self.head_dim)), cos, sin)  # (N, H, D)
-        k = ops.rope(self.k_proj(x).unflatten(-1, (-1, self.head_dim)), cos, sin)  # (N, K, D)
-        v = self.v_proj(x).unflatten(-1, (-1, self.head_dim))
+        parts, heads = batch.parts(self.layer), (len(x), -1, self.head_dim)
+        q = adapted(self.q_proj, x, "q_proj", parts).view(heads)  # (N, H, D)
+        k = adapted(self.k_proj, x, "k_proj", parts).view(heads)  # (N, K, D)
+        v = adapted(self.v_proj, x, "v_proj", parts).view(heads)
+        q, k = ops.rope(q, cos, sin), ops.rope(k, cos, sin)
         kv = batch.kv
         if kv is None:
             out = ops.attention(q, k, v, batch.cu_seqlens, self.scale, self.window)
@@ -52,8 +55,7 @@ class Attention(nn.Module):
             ops.store_kv(k, v, k_cache, v_cache, kv.slots)
             where = (kv.block_tables, kv.context_lens, batch.cu_seqlens)
             out = ops.paged_attention(q, k_cache, v_cache, *where, self.scale, self.window)
-        projected: Tensor = self.o_proj(out.flatten(1))
-        return projected  # (N, C)
+        return adapted(self.o_proj, out.flatten(1), "o_proj", parts)  # (N, C)
 
 
 class MLP(nn.Module):
@@ -65,6 +67,7 @@ class MLP(nn.Module):
         self.up_proj = Linear(hidden_size, intermediate_size)
         self.down_proj = Linear(intermediate_size, hidden_size)
 
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.down_proj(ops.swiglu(self.gate_proj(x), self.up_proj(x)))
-        return out
+    def forward(self, x: Tensor, parts: LayerParts = ()) -> Tensor:
+        gate = adapted(self.gate_proj, x, "gate_proj", parts)
+        up = adapted(self.up_proj, x, "up_proj", parts)
+        return adapted(self.down_proj, ops.swiglu(gate, up), "down_proj", parts)

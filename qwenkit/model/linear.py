@@ -1,7 +1,7 @@
 """The one seam of the model: whatever maps (N, in) to (N, out) stands where a Linear stands.
 
 A module with `in_features`, `out_features`, `forward(x)` and `dense()` can take its place: packed
-weights, low-rank adapters, any stack of them.
+weights, say. What adapters add to its output is in `lora.py`.
 """
 
 from __future__ import annotations

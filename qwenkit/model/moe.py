@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from qwenkit.config import ModelConfig
 from qwenkit.model.layers import MLP
 from qwenkit.model.linear import Linear
+from qwenkit.model.lora import LayerParts
 
 
 class SparseMLP(nn.Module):
@@ -30,7 +31,8 @@ class SparseMLP(nn.Module):
         self.shared_expert = MLP(c, config.shared_expert_intermediate_size)
         self.shared_expert_gate = Linear(c, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, parts: LayerParts = ()) -> Tensor:
+        """`parts` have nothing to say: no adapter reaches in here."""
         weights, chosen = self.gate(x).softmax(-1, dtype=torch.float32).topk(self.top_k)  # (N, k)
         if self.renormalise:
             weights = weights / weights.sum(-1, keepdim=True)

@@ -27,8 +27,8 @@ from qwenkit.model.rope import Rope
 class Block(nn.Module):
     """One pre-norm layer: x + attention(norm(x)), then x + mlp(norm(x)).
 
-    `fused` is the same in one kernel, which then does the work wherever there is a cache; it is
-    made by `transforms.prepare` for weights that no longer change.
+    `fused` is the same in one kernel, which then does the work wherever there is a cache and no
+    adapter; it is made by `transforms.prepare` for weights that no longer change.
     """
 
     fused: ops.DecoderLayer | None = None
@@ -45,13 +45,14 @@ class Block(nn.Module):
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, batch: Batch) -> Tensor:
         """x (N, C) → (N, C). Fused, x is changed in place."""
         kv = batch.kv
-        fits = kv is not None and kv.k[0].is_floating_point()
+        fits = kv is not None and kv.k[0].is_floating_point() and not batch.adapters
         if self.fused is not None and kv is not None and fits and not torch.is_grad_enabled():
             cache = (kv.k[self.self_attn.layer], kv.v[self.self_attn.layer])
             where = (kv.slots, kv.block_tables, kv.context_lens, batch.cu_seqlens)
             return self.fused(x, (cos, sin), cache, *where)
         x = x + self.self_attn(self.input_layernorm(x), cos, sin, batch)
-        out: Tensor = x + self.mlp(self.post_attention_layernorm(x))
+        parts = batch.parts(self.self_attn.layer)
+        out: Tensor = x + self.mlp(self.post_attention_layernorm(x), parts)
         return out  # (N, C)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Block:

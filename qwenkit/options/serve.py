@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from pydantic import SecretStr
+from pydantic import SecretStr, field_validator, model_validator
 
 from qwenkit.options.base import opt
 from qwenkit.options.verbs import LoadOptions
@@ -49,6 +49,12 @@ class ServeOptions(LoadOptions):
         None,
         "folder for files and batches, which then outlive the server; by default they go with it",
         metavar="FOLDER",
+    )
+    lora: list[str] = opt(
+        [],
+        "adapter (a folder in PEFT's format) to serve under a name of its own; may be repeated",
+        aliases=("lora_modules",),
+        metavar="NAME=FOLDER",
     )
     lora_root: str | None = opt(
         None, "folder below which adapters may be loaded while running", metavar="FOLDER"
@@ -147,6 +153,30 @@ class ServeOptions(LoadOptions):
     batch_concurrency: int = opt(
         8, "requests of batches that run at once", ge=1, le=4096, group="limits"
     )
+    max_loras: int = opt(64, "most adapters at once", ge=0, le=1024, group="limits")
     max_stop: int = opt(4, "most stop strings", ge=1, le=16, group="limits")
     max_stop_chars: int = opt(256, "longest stop string", ge=1, le=1024, group="limits")
     max_tools: int = opt(128, "most tools of a request", ge=1, le=128, group="limits")
+
+    @field_validator("lora")
+    @classmethod
+    def _named(cls, value: list[str]) -> list[str]:
+        if not all(name and folder for name, _, folder in (each.partition("=") for each in value)):
+            raise ValueError("NAME=FOLDER, such as sql=adapters/sql")
+        return value
+
+    @model_validator(mode="after")
+    def _different(self) -> ServeOptions:
+        own = self.served_model_name or [self.model]
+        names = [each.partition("=")[0] for each in self.lora]
+        twice = next((name for name in names if name in own or names.count(name) > 1), None)
+        if twice is not None:
+            raise ValueError(f"The name {twice!r} is given twice.")
+        if len(self.lora) > self.max_loras:
+            raise ValueError(f"lora has more than {self.max_loras} entries (max_loras).")
+        return self
+
+    @property
+    def adapters(self) -> dict[str, str]:
+        pairs = (each.partition("=") for each in self.lora)
+        return {name: folder for name, _, folder in pairs}

@@ -94,10 +94,18 @@ class LoadOptions(ModelOptions):
         metavar="MODEL",
     )
 
+    @property
+    def adapters(self) -> dict[str, str]:
+        """Name → folder of the adapters to load with the model."""
+        return {}
+
 
 class AnswerOptions(LoadOptions):
     """What run and chat share: the system message, tools and sampling."""
 
+    lora: str | None = opt(
+        None, "adapter to answer with: a folder in PEFT's format", group="loading", metavar="FOLDER"
+    )
     system: str | None = opt(None, "system message", metavar="TEXT")
     tools: str | None = opt(
         None, "JSON file with a list of tools (OpenAI's format)", metavar="FILE.json"
@@ -139,9 +147,14 @@ class AnswerOptions(LoadOptions):
         [], "end the answer before this text; may be repeated", group="sampling", metavar="TEXT"
     )
 
+    @property
+    def adapters(self) -> dict[str, str]:
+        return {} if self.lora is None else {"lora": self.lora}
+
     def sampling(self) -> dict[str, Any]:
         """The sampling values that somebody has set; the checkpoint's own stay out of it."""
         given = {name: getattr(self, name) for name in SAMPLING}
+        given["adapter"] = next(iter(self.adapters), None)
         return {name: value for name, value in given.items() if value is not None and value != []}
 
 

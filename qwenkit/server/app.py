@@ -14,7 +14,7 @@ from qwenkit import __version__
 from qwenkit.errors import QwenkitError
 from qwenkit.llm import LLM
 from qwenkit.options.serve import ServeOptions
-from qwenkit.server import health
+from qwenkit.server import adapters, health
 from qwenkit.server.document import document
 from qwenkit.server.errors import ApiError
 from qwenkit.server.gate import Gate, tell
@@ -47,7 +47,7 @@ def create_app(llm: LLM, options: ServeOptions) -> App:
     )
     app.state.service = Service(llm, options)
     app.state.batches = Batches(app.state.service)
-    for router in (health.router, *ROUTERS):
+    for router in (health.router, adapters.router, *ROUTERS):
         app.router.routes.extend(router.routes)  # one flat table, which tests walk
     kinds = (ApiError, QwenkitError, HTTPException, RequestValidationError, Ended, ClientDisconnect)
     for kind in (*kinds, OSError, Exception):

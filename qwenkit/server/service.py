@@ -8,12 +8,14 @@ import secrets
 import time
 from collections.abc import Coroutine, Iterable, Iterator
 from functools import cached_property
+from pathlib import Path
 from typing import Any, TypeVar
 
 from starlette.requests import Request
 from starlette.types import Receive
 
-from qwenkit.llm import LLM
+from qwenkit.errors import OptionError
+from qwenkit.llm import LLM, Adapter
 from qwenkit.options.serve import ServeOptions
 from qwenkit.server.auth import Caller, Keys
 from qwenkit.server.data import DataFolder, Objects
@@ -165,10 +167,21 @@ class Service:
         if self.trouble:
             raise unavailable("The server is not well and will be restarted.")
 
-    def check_model(self, name: str) -> None:
-        """Errors: ApiError 404 for a model that is not served."""
-        if name not in self.names:
+    def check_model(self, name: str) -> Adapter | None:
+        """The adapter that a name stands for, None if it is the model's own. Who holds it can use
+        it, whatever becomes of the name. Errors: ApiError 404 for what is not served.
+        """
+        found = self.llm.adapters.get(name)
+        if found is None and name not in self.names:
             raise no_model(name)
+        return found
+
+    def add_adapter(self, name: str, folder: str | Path, *, replace: bool = False) -> None:
+        """Serve an adapter under a name. Errors: those of `Adapters.load`."""
+        if name in self.names:
+            raise OptionError(f"{name!r} is the model's own name.", "Choose another one.")
+        most = self.options.max_loras
+        self.llm.adapters.load(name, folder, replace=replace, most=most)
 
     def check_size(self, texts: Iterable[str], param: str) -> None:
         """Refuse what cannot fit even if every token were the longest one, before it is tokenised.
@@ -207,11 +220,11 @@ def too_large(most: int) -> ApiError:
     )
 
 
-def no_model(name: str) -> ApiError:
+def no_model(name: str, param: str = "model") -> ApiError:
     """404."""
     shown = name if len(name) <= 100 else name[:99] + "…"
     text = f"The model `{shown}` does not exist or you do not have access to it."
-    return ApiError(404, text, param="model", code="model_not_found")
+    return ApiError(404, text, param=param, code="model_not_found")
 
 
 def service_of(request: Request) -> Service:

@@ -45,6 +45,7 @@ class FakeLLM:
     closed: int = 0
     aborted: int = 0
     context_length: int = 512
+    adapters: Any = field(default_factory=dict)
     template: Any = field(default_factory=lambda: SimpleNamespace(is_fallback=False))
     generation: GenerationConfig = field(
         default_factory=lambda: GenerationConfig(do_sample=True, temperature=0.7, top_k=20)

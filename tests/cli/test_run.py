@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 
+from qwenkit.config import ModelConfig
 from qwenkit.errors import ContextLengthError
+from qwenkit.io.hub import ASSETS
 
 
 class Pipe(io.StringIO):
@@ -164,3 +166,23 @@ def test_a_real_model_from_a_folder(cli: Callable[..., Any], checkpoint: Path) -
     ran = cli("run", str(checkpoint), "-p", "hi", "--max-model-len", "999")
     assert ran.code == 2 and "max_model_len is 999" in ran.err and "512" in ran.err
     assert "It can be auto, cpu" in cli("run", str(checkpoint), "-p", "hi", "--device", "tpu").err
+
+
+def test_an_adapter_is_named(cli: Callable[..., Any], fake: Callable[..., Any], text: Any) -> None:
+    llm = fake(text("ok"))
+    assert cli("run", "-p", "x", "--lora", "folder").code == 0
+    assert llm.calls[0]["adapter"] == "lora"
+
+
+def test_an_adapter_is_loaded(
+    cli: Callable[..., Any], tmp_path: Path, write_adapter: Callable[..., Path]
+) -> None:
+    config = ModelConfig.from_dir(ASSETS / "tiny-instruct")
+    folder = write_adapter(tmp_path / "adapter", config, size=0.2)
+    ask = ("run", "-p", "What is 12 + 30?", "--temperature", "0", "--max-tokens", "16")
+    plain, adapted = cli(*ask), cli(*ask, "--lora", str(folder))
+    assert (plain.code, adapted.code) == (0, 0)
+    assert plain.out != adapted.out
+    wrong = cli(*ask, "--lora", str(tmp_path))
+    assert wrong.code == 1 and wrong.err.count("\n") == 1
+    assert "has no adapter_config.json" in wrong.err

@@ -9,8 +9,10 @@ import pytest
 
 from qwenkit.engine.prefix import extend_keys
 from qwenkit.engine.request import Request, SamplingParams
+from qwenkit.model.lora import Adapter
 
 IDS = tuple(range(100, 112))
+ONE, OTHER = Adapter([]), Adapter([])
 RED, BLUE = hashlib.sha256(b"red").digest(), hashlib.sha256(b"blue").digest()
 
 
@@ -33,7 +35,7 @@ def test_equal_requests_have_equal_keys_of_32_bytes() -> None:
         ({"ids": (*IDS[:4], 1, *IDS[5:])}, 1),
         ({"ids": (*IDS[:11], 1)}, 2),
         ({"tenant": "b"}, 0),
-        ({"adapter": "b"}, 0),
+        ({"adapter": ONE}, 0),
         ({"scaled": True}, 0),
         ({"media": ((5, RED),)}, 1),
     ],
@@ -45,10 +47,12 @@ def test_a_change_changes_every_key_from_there_on(change: dict[str, Any], first:
 
 def test_neither_places_nor_names_can_be_confused() -> None:
     variants = [
-        {"tenant": "ab", "adapter": "c"},
-        {"tenant": "a", "adapter": "bc"},
-        {"adapter": "abc"},
-        {"tenant": "abc"},
+        {"tenant": f"a{ONE.id}"},
+        {"tenant": "a", "adapter": ONE},
+        {"tenant": "a", "adapter": OTHER},
+        {"adapter": ONE},
+        {"tenant": str(ONE.id)},
+        {"tenant": "a"},
         {"tenant": "\ud800"},
         {"media": ((1, RED),)},
         {"media": ((2, RED),)},

@@ -3,10 +3,22 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 
-from qwenkit.options import VERBS, Options, RunOptions, env_name, flag_name, json_schema, resolve
+from qwenkit.errors import OptionError
+from qwenkit.options import (
+    VERBS,
+    ChatOptions,
+    Options,
+    RunOptions,
+    ServeOptions,
+    env_name,
+    flag_name,
+    json_schema,
+    resolve,
+)
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -54,3 +66,28 @@ def test_sampling_holds_only_what_is_set() -> None:
 def test_names() -> None:
     assert flag_name("max_tokens") == "--max-tokens"
     assert env_name("max_tokens") == "QWENKIT_MAX_TOKENS"
+
+
+def test_adapters_have_names_and_folders() -> None:
+    given = {"lora": ["sql=a/b=c", "fr=d"]}
+    assert resolve(ServeOptions, given, env={}).adapters == {"sql": "a/b=c", "fr": "d"}
+    assert resolve(RunOptions, {"lora": "a=b"}, env={}).adapters == {"lora": "a=b"}
+    assert resolve(RunOptions, {"lora": "a"}, env={}).sampling() == {"adapter": "lora"}
+    assert resolve(ChatOptions, {}, env={}).adapters == {}
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ({"lora": ["sql"]}, "NAME=FOLDER"),
+        ({"lora": ["sql="]}, "NAME=FOLDER"),
+        ({"lora": ["=a"]}, "NAME=FOLDER"),
+        ({"lora": ["a=b", "a=c"]}, "The name 'a' is given twice"),
+        ({"lora": ["tiny-instruct=b"]}, "The name 'tiny-instruct' is given twice"),
+        ({"lora": ["a=b"], "served_model_name": ["a"]}, "The name 'a' is given twice"),
+        ({"lora": ["a=b", "c=d"], "max_loras": "1"}, "more than 1 entries"),
+    ],
+)
+def test_adapters_that_cannot_be(flags: dict[str, Any], words: str) -> None:
+    with pytest.raises(OptionError, match=words):
+        resolve(ServeOptions, flags, env={})

@@ -207,7 +207,7 @@ class Untouchable:
         self._llm = llm
 
     def __getattr__(self, name: str) -> Any:
-        assert name in ("tokenizer", "context_length", "driver"), f"{name} was paid for"
+        assert name in ("tokenizer", "context_length", "driver", "adapters"), f"{name} was paid for"
         return getattr(self._llm, name)
 
 

@@ -213,10 +213,10 @@ class ChatRequest(SamplingFields):
 
     def question(self, call: Call, service: Service) -> dict[str, Any]:
         """Keywords for `LLM.achat` and `LLM.astream`. Errors: ApiError."""
-        service.check_model(self.model)
+        adapter = service.check_model(self.model)
         self.check_limits(service.options)
         service.check_size((text for m in self.messages for text in m.texts()), "messages")
-        asked = self.sampling(call, service.options)
+        asked = {**self.sampling(call, service.options), "adapter": adapter}
         if self.max_completion_tokens is not None:
             asked["max_tokens"] = self.max_completion_tokens
         if self.logprobs:

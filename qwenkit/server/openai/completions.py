@@ -91,10 +91,10 @@ class CompletionRequest(SamplingFields):
 
     def questions(self, call: Call, service: Service) -> list[dict[str, Any]]:
         """Keywords for `LLM.astream`, for each prompt. Errors: ApiError."""
-        service.check_model(self.model)
+        adapter = service.check_model(self.model)
         self.check_limits(service.options)
         service.check_size((p for p in self.prompts if isinstance(p, str)), "prompt")
-        shared = self.sampling(call, service.options)
+        shared = {**self.sampling(call, service.options), "adapter": adapter}
         if self.logprobs is not None:
             shared["logprobs"] = self.logprobs
         tokenizer, found = service.llm.tokenizer, []

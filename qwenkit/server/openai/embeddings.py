@@ -63,7 +63,7 @@ class EmbeddingRequest(Strict):
 
     def question(self, service: Service) -> dict[str, Any]:
         """Keywords for `LLM.aembed`. Errors: ApiError."""
-        service.check_model(self.model)
+        adapter = service.check_model(self.model)
         self.check_limits(service.options)
         inputs, most = self.inputs, service.options.max_embedding_tokens
         texts = [each for each in inputs if isinstance(each, str)]
@@ -74,8 +74,13 @@ class EmbeddingRequest(Strict):
         if least > most:
             text = f"Invalid 'input': it has at least {least} tokens, but at most {most} are taken "
             raise bad_value("input", text + "at once.", "array_above_max_length")
-        asked = {"inputs": inputs, "dimensions": self.dimensions, "max_tokens": most}
-        return {**asked, "pooling": self.pooling or service.options.pooling}
+        return {
+            "inputs": inputs,
+            "dimensions": self.dimensions,
+            "max_tokens": most,
+            "adapter": adapter,
+            "pooling": self.pooling or service.options.pooling,
+        }
 
 
 class EmbeddingBody(BaseModel):

@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from qwenkit.server.document import ERRORS
-from qwenkit.server.service import Service, no_model, service_of
+from qwenkit.server.service import Service, service_of
 from qwenkit.server.sse import JsonResponse
 
 router = APIRouter(tags=["models"], responses=ERRORS)
@@ -37,9 +37,9 @@ class ModelList(BaseModel):
 
 @router.get("/v1/models", response_model=ModelList)
 async def list_models(request: Request) -> Response:
-    """The models of this server."""
+    """The model of this server under all of its names, and its adapters."""
     service = service_of(request)
-    cards = [_card(service, name) for name in service.names]
+    cards = [card(service, name) for name in (*service.names, *service.llm.adapters)]
     return JsonResponse({"object": "list", "data": cards})
 
 
@@ -47,18 +47,18 @@ async def list_models(request: Request) -> Response:
 async def get_model(request: Request, model: str) -> Response:
     """One of them."""
     service = service_of(request)
-    if model not in service.names:
-        raise no_model(model)
-    return JsonResponse(_card(service, model))
+    service.check_model(model)
+    return JsonResponse(card(service, model))
 
 
-def _card(service: Service, name: str) -> dict[str, Any]:
+def card(service: Service, name: str) -> dict[str, Any]:
+    """What is told of a model, or of an adapter: then `parent` is its model."""
     return {
         "id": name,
         "object": "model",
         "created": service.created,
         "owned_by": "qwenkit",
         "root": service.names[0],
-        "parent": None,
+        "parent": None if name in service.names else service.names[0],
         "max_model_len": service.llm.context_length,
     }
