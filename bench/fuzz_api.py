@@ -45,8 +45,9 @@ def envelope(ctx, response, case):
     error = response.json()["error"]
     assert list(error) == ["message", "type", "param", "code"], error
     assert isinstance(error["message"], str) and error["message"]
-    for inside in ("Traceback", "0x7f", ".py", "site-packages"):
-        assert inside not in error["message"], error
+    # Backwards: Hypothesis sends the words that it finds in a source, and an answer may quote them.
+    for inside in ("kcabecarT", "f7x0", "yp.", "segakcap-etis"):
+        assert inside[::-1] not in error["message"], error
 '''
 
 
