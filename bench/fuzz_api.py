@@ -22,8 +22,11 @@ import sys
 import tempfile
 import urllib.request
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+
+from goals import at_least, exactly, finish
 
 from qwenkit.config import ModelConfig
 from qwenkit.model.load import init_model, save_model
@@ -42,8 +45,9 @@ def envelope(ctx, response, case):
     error = response.json()["error"]
     assert list(error) == ["message", "type", "param", "code"], error
     assert isinstance(error["message"], str) and error["message"]
-    for inside in ("Traceback", "0x7f", ".py", "site-packages"):
-        assert inside not in error["message"], error
+    # Backwards: Hypothesis sends the words that it finds in a source, and an answer may quote them.
+    for inside in ("kcabecarT", "f7x0", "yp.", "segakcap-etis"):
+        assert inside[::-1] not in error["message"], error
 '''
 
 
@@ -95,24 +99,51 @@ def narrow(document: dict[str, Any]) -> None:
             properties["model"] = {"type": "string", "enum": ["toy"]}
 
 
-def fuzz(folder: Path, url: str, *, each: int, seed: int, phases: str) -> None:
-    """Run Schemathesis. Errors: SystemExit with its report of a fault."""
+def fuzz(folder: Path, url: str, *, each: int, seed: int, phases: list[str]) -> list[str]:
+    """Run Schemathesis; its reports of faults. It is one thread's work, and Python 3.11 loses count
+    when two threads parse at once: so it runs as processes, each with its share of the paths.
+    """
     document = fetch_document(url)
     narrow(document)
     (folder / "openapi.json").write_text(json.dumps(document))
     (folder / "envelope_hooks.py").write_text(HOOKS)
-    words = [Path(sys.executable).parent / "schemathesis", "run", folder / "openapi.json"]
+    words = [str(Path(sys.executable).parent / "schemathesis"), "run", str(folder / "openapi.json")]
     words += ["--url", url, "-H", f"Authorization: Bearer {KEY}", "--seed", str(seed)]
     words += ["--checks", "all", "--exclude-checks", "positive_data_acceptance"]
-    words += ["--mode", "all", "--phases", phases, "-n", str(each), "--workers", "4"]
+    words += ["--mode", "all", "-n", str(each), "--workers", "1", "--warnings", "off"]
     words += ["--continue-on-failure", "--request-timeout", "120", "--suppress-health-check", "all"]
-    words += ["--warnings", "off"]
-    environment = {**os.environ, "SCHEMATHESIS_HOOKS": "envelope_hooks", "PYTHONPATH": str(folder)}
+    alone = [phase for phase in phases if phase != "stateful"]
+    jobs = [
+        ["--phases", ",".join(alone), "--include-path-regex", f"^({'|'.join(share)})(/|$)"]
+        for share in shares(document, os.cpu_count() or 1)
+    ]
+    if "stateful" in phases:  # goes from one path to the other
+        jobs.append(["--phases", "stateful"])
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        places = [folder / f"job{number}" for number in range(len(jobs))]
+        found = list(pool.map(_run, places, [[*words, *job] for job in jobs]))
+    return [report for report in found if report]
+
+
+def shares(document: dict[str, Any], count: int) -> list[list[str]]:
+    """The paths in `count` parts of about as many operations; what begins the same is together."""
+    weights: Counter[str] = Counter()
+    for path, methods in document["paths"].items():
+        weights[re.match(r"(/v1)?/[^/]+", path)[0]] += len(methods)  # type: ignore[index]
+    parts: list[tuple[int, list[str]]] = [(0, []) for _ in range(min(count, len(weights)))]
+    for name, weight in weights.most_common():
+        parts.sort(key=lambda part: part[0])
+        parts[0] = (parts[0][0] + weight, [*parts[0][1], re.escape(name)])
+    return [names for _, names in parts]
+
+
+def _run(place: Path, words: list[str]) -> str:
+    place.mkdir()
+    hooks = {"SCHEMATHESIS_HOOKS": "envelope_hooks", "PYTHONPATH": str(place.parent)}
     ran = subprocess.run(
-        list(map(str, words)), cwd=folder, env=environment, capture_output=True, text=True
+        words, cwd=place, env={**os.environ, **hooks}, capture_output=True, text=True
     )
-    if ran.returncode:
-        raise SystemExit(ran.stdout[-20_000:] + ran.stderr[-2000:])
+    return ran.stdout[-20_000:] + ran.stderr[-2000:] if ran.returncode else ""
 
 
 def main() -> None:
@@ -125,20 +156,27 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = toy_model(Path(scratch))
         process, url = start(folder, "--served-model-name", "toy")
-        operations = sum(len(methods) for methods in fetch_document(url)["paths"].values())
-        each = -(-options.requests // operations)
-        fuzz(folder, url, each=each, seed=options.seed, phases=options.phases)
-        assert process.poll() is None, "the server is gone"
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == 0
+        try:
+            operations = sum(len(methods) for methods in fetch_document(url)["paths"].values())
+            each = -(-options.requests // operations)
+            phases = options.phases.split(",")
+            reports = fuzz(folder, url, each=each, seed=options.seed, phases=phases)
+            alive = process.poll() is None
+        finally:
+            process.send_signal(signal.SIGTERM)
+            code = process.wait(60)
         log = (folder / "server.log").read_text()
-        assert "Traceback" not in log, log[-5000:]
+    print("\n".join(reports), end="")
+    print(log[log.find("Traceback") - 500 :][:5000] if "Traceback" in log else "", end="")
     answers = Counter(re.findall(r" route=(\S+) status=(\d+)", log))
     for (route, status), count in sorted(answers.items()):
         print(f"{count:7}  {status}  {route}")
-    total = sum(answers.values())
-    assert not [status for _, status in answers if status[0] == "5"]
-    print(f"{total} requests, no crash, no 5xx, every error in the envelope")
+    fatal = sum(count for (_, status), count in answers.items() if status[0] == "5")
+    at_least("fuzz: requests", answers.total(), options.requests)
+    exactly("fuzz: answers of 500 and above", fatal, 0)
+    exactly("fuzz: parts in which Schemathesis found a fault", len(reports), 0)
+    exactly("fuzz: crashes and tracebacks", (not alive) + (code != 0) + log.count("Traceback"), 0)
+    finish()
 
 
 if __name__ == "__main__":

@@ -2,50 +2,66 @@
 
     python bench/serve.py [--model FOLDER] [--rounds 3] [--peer llama-server --gguf FILE]
 
-    sixteen    16 clients at once, tokens/s together, over the same work in the engine alone
-    overhead   what server and scheduler add to a decode step of one sequence, in ms
-    prefill    the longest gap of a stream while a prompt of 2,000 tokens comes in, over its usual
-    prefix     time to the first token of a prompt with 1,000 shared tokens, first and second time
+    sixteen      16 clients at once, tokens/s together, over the same work in the engine alone; and
+                 over llama.cpp's server with 16 places, which is to be given the same model as GGUF
+    overhead     what server and scheduler add to a decode step of one sequence, in ms
+    prefill      gaps of a stream while a prompt of 2,000 tokens comes in, over its usual gap
+    prefix       time to the first token behind a system prompt of 1,000 tokens, first and second
+    speculation  a text repeated with one word changed, with prompt lookup and without
 
-What is compared takes turns in one run; medians over the rounds. The engine works in a process of
-its own, so both have the machine to themselves in turn. Not covered: GPUs, images.
+One line for each goal; the exit code is 1 when one is missed. What is compared takes turns in one
+run; medians over the rounds. The engine works in a process of its own, so both have the machine to
+themselves in turn. The model of `speculation` has the shape of the other one, but its next token
+depends on the last one only, so that it repeats exactly what it is made for (`repeater`); what
+lookup brings to other answers is measured by bench/speculate.py. Not covered: GPUs, images.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import random
+import shutil
 import socket
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
+from common import checkpoint
 from fuzz_api import KEY, toy_model
-from stress_server import Server
+from goals import at_least, at_most, exactly, finish
+from stress_server import Server, percentile
 
+from qwenkit.config import ModelConfig
 from qwenkit.engine import Engine, Request, SamplingParams
+from qwenkit.engine.driver import leave_cores_to_kernels
+from qwenkit.io.hub import resolve as find_model
 from qwenkit.llm import LLM
+from qwenkit.model.load import init_model, save_model
 from qwenkit.options import ServeOptions, resolve
 from qwenkit.server import run
 from qwenkit.server.listen import listen
 
-DEFAULT = Path(__file__).resolve().parents[1] / "build" / "bench" / "0.5B"
 CLIENTS, PROMPT, WRITTEN = 16, 32, 64
-WORDS = "the of and to in is that it was for on are as with his they at be this from".split()
+REPEATED, CHANGED = 160, 70
+"""Tokens of the text that is repeated, and which of them is changed."""
+ALL = ["sixteen", "overhead", "prefill", "prefix", "speculation"]
 
 
-def prompt(tokens: int, seed: int) -> str:
-    """A text of about so many tokens."""
+def prompt(tokens: int, seed: int) -> list[int]:
+    """Token ids that are no special ones, in every vocabulary."""
     chance = random.Random(seed)
-    return " ".join(chance.choice(WORDS) for _ in range(tokens))
+    return [chance.randrange(300, 8000) for _ in range(tokens)]
 
 
 # The engine alone, in a process of its own
@@ -54,13 +70,15 @@ def prompt(tokens: int, seed: int) -> str:
 def engine_work(model: str, quantize: str | None) -> None:
     """Reads lines of JSON, {"sequences", "prompt", "tokens"}; answers with seconds."""
     with LLM(model, quantize=quantize) as llm:
+        if llm.model.fused:
+            leave_cores_to_kernels()  # as the server's driver does
         print("ready", flush=True)
         for line in sys.stdin:
             wish = json.loads(line)
             print(json.dumps(_run(llm, **wish)), flush=True)
 
 
-def _run(llm: LLM, sequences: int, tokens: int, prompts: list[str]) -> dict[str, Any]:
+def _run(llm: LLM, sequences: int, tokens: int, prompts: list[list[int]]) -> dict[str, Any]:
     """One batch: seconds in all, medians of a step and of the forward within it while decoding."""
     engine: Engine = llm.driver.engine
     forwards: list[float] = []
@@ -71,8 +89,7 @@ def _run(llm: LLM, sequences: int, tokens: int, prompts: list[str]) -> dict[str,
     steps: list[float] = []
     began = time.perf_counter()
     for number in range(sequences):
-        ids = llm.tokenize(prompts[number])
-        engine.add(Request(str(number), ids, SamplingParams(max_tokens=tokens)))
+        engine.add(Request(str(number), prompts[number], SamplingParams(max_tokens=tokens)))
     while engine.has_work:
         start = time.perf_counter()
         engine.step()
@@ -102,7 +119,7 @@ class EngineAlone:
         assert self._process.stdout is not None
         assert self._process.stdout.readline() == "ready\n"
 
-    def run(self, sequences: int, tokens: int, prompts: list[str]) -> dict[str, Any]:
+    def run(self, sequences: int, tokens: int, prompts: list[list[int]]) -> dict[str, Any]:
         """See `_run`."""
         assert self._process.stdin is not None and self._process.stdout is not None
         wish = {"sequences": sequences, "tokens": tokens, "prompts": prompts}
@@ -119,23 +136,31 @@ class EngineAlone:
 
 
 def served_work(model: str, quantize: str | None, notes: str) -> None:
-    """`qwenkit serve` with a clock on the model and the sampler; their seconds go to a file."""
+    """`qwenkit serve` with a clock on model and sampler; when each step's forward began, and
+    what forward and sampler took of it, go to a file.
+    """
     flags = {"model": model, "port": 0, "served_model_name": ["m"], "log_level": "warning"}
     options = resolve(ServeOptions, {**flags, "quantize": quantize})
     listener = listen(options)
     llm = LLM(model, quantize=quantize)
-    spent: dict[str, list[float]] = {"forward": [], "sample": []}
-    llm.model.register_forward_pre_hook(lambda *_: spent["forward"].append(-time.perf_counter()))
-    llm.model.register_forward_hook(
-        lambda *_: spent["forward"].__setitem__(-1, spent["forward"][-1] + time.perf_counter())
-    )
+    spent: dict[str, list[float]] = {"start": [], "forward": [], "sample": []}
+
+    def before(*_: Any) -> None:
+        spent["start"].append(time.perf_counter())
+
+    def after(*_: Any) -> None:
+        spent["forward"].append(time.perf_counter() - spent["start"][-1])
+        spent["sample"].append(0.0)
+
+    llm.model.register_forward_pre_hook(before)
+    llm.model.register_forward_hook(after)
     sampler = llm.driver.engine.sampler
     sample = sampler.sample
 
     def timed(*what: Any) -> Any:
         began = time.perf_counter()
         found = sample(*what)
-        spent["sample"].append(time.perf_counter() - began)
+        spent["sample"][-1] = time.perf_counter() - began
         return found
 
     sampler.sample = timed  # type: ignore[assignment,method-assign]
@@ -147,36 +172,47 @@ def served_work(model: str, quantize: str | None, notes: str) -> None:
 # Clients
 
 
-def stream(port: int, text: str, tokens: int) -> list[float]:
-    """Moments of the tokens of one streamed completion; the first entry is when it was asked.
+def stream(
+    port: int,
+    wish: dict[str, Any],
+    path: str = "/v1/completions",
+    stop: threading.Event | None = None,
+) -> tuple[list[float], bytes]:
+    """Moments of the pieces of a streamed answer, the first entry is when it was asked; and the
+    answer's bytes. Ends early when `stop` is set.
 
     As light as a client can be: it shares the cores with the server.
     """
-    body = {"model": "m", "prompt": text, "max_tokens": tokens, "stream": True}
-    body |= {"ignore_eos": True, "temperature": 0}
+    body = {"model": "m", "stream": True, "ignore_eos": True, "temperature": 0, **wish}
     data = json.dumps(body).encode()
     head = (
-        "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         f"Authorization: Bearer {KEY}\r\nContent-Length: {len(data)}\r\n\r\n"
     )
-    times, buffer = [time.perf_counter()], bytearray(1 << 16)
+    times, buffer, pieces = [time.perf_counter()], bytearray(1 << 16), list[bytes]()
     with socket.create_connection(("127.0.0.1", port), timeout=300) as sock:
         sock.sendall(head.encode() + data)
         tail = b""
-        while b"data: [DONE]" not in tail:
+        while b"data: [DONE]" not in tail and not (stop and stop.is_set()):
             count = sock.recv_into(buffer)
             now, piece = time.perf_counter(), bytes(buffer[:count])
             assert count and b'"error"' not in piece, piece[:500]
             times += [now] * piece.count(b"data: {")
             tail = tail[-16:] + piece
-    return times
+            pieces.append(piece)
+    return times, b"".join(pieces)
 
 
-def together(port: int, prompts: list[str], tokens: int) -> float:
+def raw(ids: list[int], tokens: int) -> dict[str, Any]:
+    """The wish for so many tokens behind a prompt."""
+    return {"prompt": ids, "max_tokens": tokens}
+
+
+def together(port: int, prompts: list[list[int]], tokens: int) -> float:
     """Seconds that clients at once take."""
     began = time.perf_counter()
     with ThreadPoolExecutor(len(prompts)) as pool:
-        for found in [pool.submit(stream, port, text, tokens) for text in prompts]:
+        for found in [pool.submit(stream, port, raw(ids, tokens)) for ids in prompts]:
             found.result()
     return time.perf_counter() - began
 
@@ -185,6 +221,16 @@ def gaps(times: list[float]) -> list[float]:
     """Seconds between tokens, without the last piece, which only ends the stream."""
     written = times[1:-1]
     return [later - earlier for earlier, later in zip(written, written[1:], strict=False)]
+
+
+def post(port: int, path: str, body: dict[str, Any]) -> dict[str, Any]:
+    """A JSON answer."""
+    head = {"Authorization": f"Bearer {KEY}", "Content-Type": "application/json"}
+    data = json.dumps({"model": "m", **body}).encode()
+    request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", data, head)
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        found: dict[str, Any] = json.load(answer)
+    return found
 
 
 class Peer:
@@ -198,7 +244,7 @@ class Peer:
         self.process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         for _ in range(600):
             try:
-                stream(self.port, "a", 1)
+                stream(self.port, raw([1000], 1))
                 return
             except (OSError, AssertionError):
                 time.sleep(0.1)
@@ -231,116 +277,202 @@ def sixteen(server: Server, engine: EngineAlone, peer: Peer | None, rounds: int)
             found["engine"].append(CLIENTS * WRITTEN / alone)
             found["server"].append(CLIENTS * WRITTEN / served)
             found["peer"] += [CLIENTS * WRITTEN / other] if peer else []
-    rate = {name: statistics.median(values) for name, values in found.items() if values}
-    shares = [s / e for s, e in zip(found["server"], found["engine"], strict=True)]
-    print(
-        f"sixteen: server {rate['server']:.1f} tokens/s, engine alone {rate['engine']:.1f}: ",
-        end="",
-    )
-    print(f"{statistics.median(shares):.3f} of it (aim: 0.9)")
+    rates = [f"{name} {statistics.median(all_):.1f}" for name, all_ in found.items() if all_]
+    print(f"sixteen: tokens/s together: {', '.join(rates)}")
+    at_least("sixteen: share of the engine's rate", over(found["server"], found["engine"]), 0.9)
     if peer:
-        ratios = [s / p for s, p in zip(found["server"], found["peer"], strict=True)]
-        print(f"  llama.cpp's server {rate['peer']:.1f}: {statistics.median(ratios):.2f}× (aim: 3)")
+        at_least("sixteen: llama.cpp's rate", over(found["server"], found["peer"]), 3, " ×")
+
+
+def over(ours: list[float], others: list[float]) -> float:
+    """The median of the ratios of the rounds."""
+    return statistics.median(a / b for a, b in zip(ours, others, strict=True))
 
 
 def overhead(model: str, quantize: str | None, tokens: int, rounds: int) -> None:
-    """One sequence: the time of a token that neither the model nor the sampler took."""
-    times = list[float]()
+    """One sequence: the time from step to step that neither the model nor the sampler took."""
     with tempfile.NamedTemporaryFile("r") as notes:
         words = [sys.executable, __file__, "--model", model, "--served", notes.name]
         words += ["--quantize", quantize] if quantize else []
         server = Server(model, command=words)
         for number in range(rounds):
-            times += gaps(stream(server.port, prompt(PROMPT, number), tokens))
+            stream(server.port, raw(prompt(PROMPT, number), tokens))
         server.end()
         spent = json.load(notes)
-    gap, forward, sample = (
-        statistics.median(part) * 1000 for part in (times, spent["forward"], spent["sample"])
-    )
-    print(f"overhead: {gap - forward - sample:.3f} ms a token (aim: 0.3) beside ", end="")
-    print(f"{forward:.3f} ms in the model, {sample:.3f} ms in the sampler ({Path(model).name})")
+    start = spent["start"]
+    rest = [
+        (later - began - forward - sample) * 1000
+        for began, later, forward, sample in zip(
+            start, start[1:], spent["forward"], spent["sample"], strict=False
+        )
+    ]
+    forward, sample = (statistics.median(spent[part]) * 1000 for part in ("forward", "sample"))
+    name = Path(model).name
+    print(f"overhead: {name}: model {forward:.3f} ms, sampler {sample:.3f} ms a token")
+    at_most(f"overhead: server and scheduler, {name}", statistics.median(rest), 0.3, " ms a token")
 
 
-def _interrupted(port: int, text: str, long: str) -> tuple[list[float], float]:
-    """Gaps of a stream beside which a long prompt is read; and how long that took."""
+def _interrupted(port: int, ids: list[int], long: list[int]) -> tuple[list[float], float]:
+    """Gaps of a stream while a long prompt is read; and how long that took."""
+    enough = threading.Event()
     with ThreadPoolExecutor(1) as pool:
-        running = pool.submit(stream, port, text, 120)
-        time.sleep(0.7)
-        other = stream(port, long, 1)
-        times = [moment for moment in running.result() if other[0] <= moment <= other[-1]]
-    return gaps([0.0, *times, 0.0]), other[-1] - other[0]
+        running = pool.submit(stream, port, raw(ids, 2000 - PROMPT), stop=enough)
+        time.sleep(0.3)
+        other = stream(port, raw(long, 1))[0]
+        enough.set()
+        times = running.result()[0]
+    at = [number for number, moment in enumerate(times) if other[0] <= moment <= other[1]]
+    assert at, "the stream had ended before"
+    return gaps([0.0, *times[max(at[0] - 1, 1) : at[-1] + 2], 0.0]), other[1] - other[0]
 
 
 def prefill(server: Server, rounds: int) -> None:
     """A stream beside a prompt of 2,000 tokens."""
-    ratios, worst, took = list[float](), list[float](), list[float]()
+    solo, beside, took = list[float](), list[float](), list[float]()
     for number in range(rounds):
-        solo = gaps(stream(server.port, prompt(PROMPT, number), 60))
-        usual = statistics.median(solo)
-        text, long = prompt(PROMPT, 50 + number), prompt(2000, 7000 + number)
-        between, seconds = _interrupted(server.port, text, long)
-        ratios.append(max(between) / usual)
-        worst.append(max(between))
+        solo += gaps(stream(server.port, raw(prompt(PROMPT, number), 100))[0])
+        ids, long = prompt(PROMPT, 50 + number), prompt(2000, 7000 + number)
+        between, seconds = _interrupted(server.port, ids, long)
+        beside += between
         took.append(seconds)
-    print(f"prefill: longest gap {statistics.median(worst) * 1000:.0f} ms, ", end="")
-    print(f"{statistics.median(ratios):.2f}× the usual one (aim: under 3); ", end="")
-    print(f"the prompt took {statistics.median(took):.1f} s")
+    usual = statistics.median(solo)
+    print(f"prefill: usual gap {usual * 1000:.1f} ms, longest {max(solo) * 1000:.1f}; ", end="")
+    print(f"the prompt took {statistics.median(took):.1f} s, {len(beside)} gaps beside it")
+    at_most(
+        "prefill: p99 of the gaps over the usual one", percentile(beside, 0.99) / usual, 3, " ×"
+    )
+    at_most("prefill: longest gap over the usual one", max(beside) / usual, 3, " ×")
+
+
+def system_prompt(port: int, tokens: int, seed: int) -> str:
+    """A text of so many tokens, or one more."""
+    ids = prompt(3 * tokens, seed)
+    while True:
+        text: str = post(port, "/detokenize", {"tokens": ids})["prompt"].replace("\ufffd", "")
+        count = len(post(port, "/tokenize", {"prompt": text})["tokens"])
+        if count <= tokens + 1:
+            return text
+        ids = ids[: min(len(ids) * tokens // count, len(ids) - 1)]
 
 
 def prefix(server: Server, rounds: int) -> None:
-    """A long beginning, twice."""
-    ratios, firsts, seconds = list[float](), list[float](), list[float]()
+    """A system prompt, twice."""
+    times: list[list[float]] = [[], []]
     for number in range(rounds):
-        shared = prompt(1000, 9000 + number)
-        times = [stream(server.port, shared + end, 1) for end in (" one", " two")]
-        first, second = (found[1] - found[0] for found in times)
-        ratios.append(first / second)
-        firsts.append(first)
-        seconds.append(second)
-    print(f"prefix: first token after {statistics.median(firsts) * 1000:.0f} ms, then ", end="")
-    print(f"{statistics.median(seconds) * 1000:.0f}: {statistics.median(ratios):.1f}× (aim: 10)")
+        system = {"role": "system", "content": system_prompt(server.port, 1000, 9000 + number)}
+        for own, question in zip(times, ("One?", "Two?"), strict=True):
+            wish = {"messages": [system, {"role": "user", "content": question}], "max_tokens": 1}
+            found = stream(server.port, wish, "/v1/chat/completions")[0]
+            own.append(found[1] - found[0])
+    first, second = (statistics.median(own) * 1000 for own in times)
+    print(f"prefix: first token after {first:.1f} ms, the second time {second:.1f} ms")
+    at_least("prefix: less time the second time", over(*times), 10, " ×")
+
+
+def repeater(model: str, folder: Path) -> tuple[list[int], list[int]]:
+    """A checkpoint of the shape of `model` that goes on from each token with a certain other one:
+    its residual stream stays the embedding, and the head's rows are the embeddings of the tokens
+    before. Behind the prompt it writes the prompt again with one token changed.
+
+    Returns the prompt and what comes behind it.
+    """
+    config = dataclasses.replace(ModelConfig.from_dir(Path(model)), tie_word_embeddings=False)
+    found = init_model(config, seed=1, dtype=torch.bfloat16)
+    *text, other, begin = random.Random(4).sample(range(300, 8000), REPEATED + 2)
+    changed = [*text[:CHANGED], other, *text[CHANGED + 1 :]]
+    head = found.lm_head
+    assert head is not None
+    with torch.no_grad():
+        for name, weight in found.named_parameters():
+            if name.endswith(("o_proj.weight", "down_proj.weight")):
+                weight.mul_(1e-4)
+        torch.nn.init.normal_(found.model.embed_tokens.weight)
+        before = [begin, *changed[:-1]]
+        head.weight[changed] = found.model.embed_tokens.weight[before]
+    for name in ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt"):
+        if (Path(model) / name).exists():
+            shutil.copy(Path(model) / name, folder)
+    save_model(found, folder)
+    return [*text, begin], changed
+
+
+def speculation(model: str, quantize: str, rounds: int) -> None:
+    """A text repeated with one word changed."""
+    with tempfile.TemporaryDirectory() as scratch:
+        ids, wanted = repeater(model, Path(scratch))
+        servers = [
+            Server(scratch, ("--quantize", quantize, *flags))
+            for flags in ((), ("--speculate", "lookup"))
+        ]
+        said = post(servers[0].port, "/detokenize", {"tokens": wanted})["prompt"]
+        rates: list[list[float]] = [[], []]
+        unlike = 0
+        for number in range(rounds + 1):
+            for server, own in zip(servers, rates, strict=True):
+                times, answer = stream(server.port, raw(ids, REPEATED))
+                events = [line[6:] for line in answer.splitlines() if line.startswith(b"data: {")]
+                text = "".join(json.loads(event)["choices"][0]["text"] for event in events)
+                unlike += text != said
+                if number:  # the first round warms up
+                    own.append((REPEATED - 1) / (times[-1] - times[1]))
+        for server in servers:
+            server.end()
+    without, lookup = (statistics.median(own) for own in rates)
+    print(f"speculation: {without:.1f} tokens/s, with prompt lookup {lookup:.1f}")
+    exactly("speculation: answers that are not the text with one word changed", unlike, 0)
+    at_least("speculation: faster with prompt lookup", over(rates[1], rates[0]), 1.8, " ×")
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure and print; 1 when a goal was missed."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--model", default=str(DEFAULT), help="a 0.5B checkpoint")
+    parser.add_argument("--model", help="a checkpoint; 0.5B with random weights if not given")
     parser.add_argument("--quantize", default="int4")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--peer", help="llama.cpp's llama-server")
     parser.add_argument("--gguf", help="the same model in Q4_0")
-    parser.add_argument("--only", nargs="*", default=["sixteen", "overhead", "prefill", "prefix"])
+    parser.add_argument("--only", nargs="*", default=ALL, choices=ALL)
     parser.add_argument("--engine-alone", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--served", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    own = options.quantize if "--quantize" in sys.argv else None
     if options.served:
-        served_work(
-            options.model, options.quantize if "--quantize" in sys.argv else None, options.served
-        )
-        return
-    if options.engine_alone:
-        engine_work(options.model, options.quantize if "--quantize" in sys.argv else None)
-        return
-    print(f"{torch.get_num_threads()} threads; {Path(options.model).name} {options.quantize}")
-    if "overhead" in options.only:
+        served_work(options.model, own, options.served)
+    elif options.engine_alone:
+        engine_work(options.model, own)
+    else:
+        found = find_model(options.model) if options.model else checkpoint("0.5B")
+        options.model = str(found)
+        print(f"{torch.get_num_threads()} threads; {found.name} {options.quantize}")
+        measure(options)
+        finish()
+
+
+def measure(options: argparse.Namespace) -> None:
+    """The parts that were asked for."""
+    model, quantize, rounds, parts = options.model, options.quantize, options.rounds, options.only
+    if "overhead" in parts:
         with tempfile.TemporaryDirectory() as folder:
-            overhead(str(toy_model(Path(folder))), None, 400, options.rounds)
-        overhead(options.model, options.quantize, 100, options.rounds)
-    if not {"sixteen", "prefill", "prefix"} & set(options.only):
-        return
-    server = Server(options.model, ("--quantize", options.quantize, "--max-model-len", "4096"))
-    if "sixteen" in options.only:
-        engine = EngineAlone(options.model, options.quantize)
-        peer = Peer(options.peer, options.gguf) if options.peer else None
-        sixteen(server, engine, peer, options.rounds)
-        engine.end()
-        if peer:
-            peer.end()
-    if "prefill" in options.only:
-        prefill(server, options.rounds)
-    if "prefix" in options.only:
-        prefix(server, options.rounds)
-    server.end()
+            toy = Path(folder) / "toy"
+            toy.mkdir()
+            overhead(str(toy_model(toy)), None, 400, rounds)
+        overhead(model, quantize, 100, rounds)
+    if {"sixteen", "prefill", "prefix"} & set(parts):
+        server = Server(model, ("--quantize", quantize))
+        if "sixteen" in parts:
+            engine = EngineAlone(model, quantize)
+            peer = Peer(options.peer, options.gguf) if options.peer else None
+            sixteen(server, engine, peer, rounds)
+            engine.end()
+            if peer:
+                peer.end()
+        if "prefill" in parts:
+            prefill(server, rounds)
+        if "prefix" in parts:
+            prefix(server, rounds)
+        server.end()
+    if "speculation" in parts:
+        speculation(model, quantize, rounds)
 
 
 if __name__ == "__main__":

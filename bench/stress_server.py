@@ -1,4 +1,4 @@
-"""A real server under what breaks servers; each part tells what it saw, or fails.
+"""A real server under what breaks servers: one line for each promise, and 1 if one is broken.
 
     python bench/stress_server.py                  all parts at full size (make stress)
     python bench/stress_server.py loris --scale 0.05
@@ -6,7 +6,8 @@
     streams      1,000 streams at once: some finish, the others are told within a second when to
                  come back; /health answers all the while; memory and files are as before
     disconnects  1,000 clients leave at random moments: nothing runs on, no block is lost
-    sigterms     100 times SIGTERM under ten streams: each finishes or is told; exit in time
+    sigterms     100 times SIGTERM under ten streams: each finishes or is told; exit in time, and
+                 no process is left behind
     loris        500 connections that drip: the others' slowest answers stay as quick
 
 It needs no other client than the sockets here, so that 1,000 of them cost little.
@@ -30,15 +31,18 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from multiprocessing.queues import Queue
 from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
 
 from fuzz_api import KEY, toy_model
+from goals import at_least, at_most, exactly, finish
 
 HEAD = (
     "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n"
@@ -60,8 +64,7 @@ class Server:
     process: subprocess.Popen[str] = field(init=False)
 
     def __post_init__(self) -> None:
-        words = [sys.executable, "-m", "qwenkit", "serve", self.model, "--port", "0"]
-        words += ["--served-model-name", "m", "--log-level", "warning", *self.flags]
+        words = [sys.executable, "-m", "qwenkit", *words_of(self.model, self.flags)]
         self.log = tempfile.TemporaryFile("w+")
         self.process = subprocess.Popen(
             self.command or words,
@@ -71,9 +74,8 @@ class Server:
             env={**os.environ, "QWENKIT_API_KEY": KEY},
         )
         assert self.process.stdout is not None
-        line = self.process.stdout.readline()
+        self.port = port_in(self.process.stdout.readline())
         self.process.stdout.readline()
-        self.port = int(line.rsplit(":", 1)[1].split("/")[0])
 
     @property
     def rss(self) -> float:
@@ -98,6 +100,66 @@ class Server:
         self.log.seek(0)
         text = self.log.read()
         assert "Traceback" not in text, text[-5000:]
+
+
+def words_of(model: str, flags: tuple[str, ...]) -> list[str]:
+    """The command line behind `qwenkit`."""
+    words = ["serve", model, "--port", "0", "--served-model-name", "m", "--log-level", "warning"]
+    return [*words, *flags]
+
+
+def port_in(line: str) -> int:
+    """The port that a server tells in its first line."""
+    return int(line.rsplit(":", 1)[1].split("/")[0])
+
+
+class QuickServer:
+    """The same command line, begun in a copy of a process that has imported everything: torch's
+    four seconds of a hundred servers would be most of the time.
+    """
+
+    def __init__(self, model: str, flags: tuple[str, ...]) -> None:
+        os.environ["QWENKIT_API_KEY"] = KEY
+        context = get_context("forkserver")
+        context.set_forkserver_preload(
+            ["__main__", "qwenkit.cli.serve", "qwenkit.llm", "qwenkit.server.run"]
+        )
+        reader, writer = context.Pipe(duplex=False)
+        self.log = tempfile.NamedTemporaryFile("r")
+        what = (words_of(model, flags), writer, self.log.name)
+        self.process = context.Process(target=run_command, args=what)
+        self.process.start()
+        writer.close()
+        with open(reader.fileno(), closefd=False) as lines:
+            self.port = port_in(lines.readline())
+        self._reader = reader
+
+    def family(self) -> list[int]:
+        """The server's process and those below it."""
+        found = [self.process.pid or 0]
+        for pid in found:
+            for task in Path(f"/proc/{pid}/task").glob("*/children"):
+                found += map(int, task.read_text().split())
+        return found
+
+    def wait(self) -> int:
+        """The exit code."""
+        self.process.join(60)
+        assert self.process.exitcode is not None, "the server does not end"
+        self._reader.close()
+        text = self.log.read()
+        self.log.close()
+        assert "Traceback" not in text, text[-5000:]
+        return self.process.exitcode
+
+
+def run_command(words: list[str], out: Connection, log: str) -> None:
+    """`qwenkit WORDS` with its output and its log in these places."""
+    from qwenkit.cli import main
+
+    os.dup2(out.fileno(), 1)
+    os.dup2(os.open(log, os.O_WRONLY | os.O_APPEND), 2)
+    sys.exit(main(words))
 
 
 def request(**more: Any) -> bytes:
@@ -263,21 +325,26 @@ async def streams(model: str, scale: float) -> None:
             answers = await asyncio.gather(*(ask(server.port, data) for _ in range(count)))
         health = out.get(timeout=30)
         took = await settled(server.port, 20)
-        good = [a for a in answers if a.status == 200]
-        refused = [a for a in answers if a.status in (429, 503)]
-        assert len(good) + len(refused) == count
-        assert len(good) >= 48 and all(a.ending == "done" for a in good)
-        assert all("retry-after: " in a.head for a in refused)
-        slowest = max([a.wait for a in refused], default=0.0)
-        p99 = percentile(health, 0.99)
-        print(f"streams: {count} at once: {len(good)} finished, {len(refused)} refused")
-        print(f"  refused after at most {slowest:.2f} s")
-        print(f"  /health p99 {p99 * 1000:.0f} ms, worst {max(health) * 1000:.0f} ms")
-        print(f"  memory {before:.0f} → {server.rss:.0f} MiB, files {files} → {server.files}")
-        print(f"  idle again after {took:.2f} s")
-        assert slowest <= 1 * PATIENCE, "refusals within a second"
-        assert p99 <= 0.25 * PATIENCE, "/health within 250 ms"
-        assert server.rss < before + 64 and server.files <= files + 1
+        good = [a for a in answers if a.status == 200 and a.ending == "done"]
+        told = "retry-after: "
+        refused = [a for a in answers if a.status in (429, 503) and told in a.head]
+        waits = [a.wait for a in refused] or [0.0]
+        others = Counter((a.status, a.ending) for a in answers if a not in good + refused)
+        print(f"streams: {count} at once: {len(good)} finished, {len(refused)} refused; ", end="")
+        print(f"/health's worst {max(health) * 1000:.0f} ms; idle again after {took:.2f} s")
+        print(
+            f"  others, (status, ending): {dict(others)}" if others else "",
+            end="\n" if others else "",
+        )
+        at_least("streams: finished", len(good), 48)
+        exactly(
+            "streams: neither finished nor told when to come back", count - len(good + refused), 0
+        )
+        at_most("streams: refusal, p99", percentile(waits, 0.99), 1 * PATIENCE, " s")
+        at_most("streams: refusal, longest", max(waits), 1 * PATIENCE, " s")
+        at_most("streams: /health, p99", percentile(health, 0.99) * 1000, 250 * PATIENCE, " ms")
+        at_most("streams: memory gained", server.rss - before, 64, " MiB")
+        at_most("streams: files left open", server.files - files, 1)
     finally:
         server.end()
 
@@ -310,9 +377,9 @@ async def disconnects(model: str, scale: float) -> None:
             await asyncio.gather(*(leave(server.port, chance) for _ in some))
         took = await settled(server.port, 20)
         await asyncio.sleep(0.2)
-        print(f"disconnects: {count} clients left; idle again after {took:.2f} s, no block lost")
-        print(f"  files {files} → {server.files}")
-        assert took <= 1 * PATIENCE and server.files <= files + 1
+        print(f"disconnects: {count} clients left")
+        at_most("disconnects: nothing runs, no block is held after", took, 1 * PATIENCE, " s")
+        at_most("disconnects: files left open", server.files - files, 1)
         last = await ask(server.port, request(max_tokens=4))
         assert last.ending == "done"
     finally:
@@ -320,30 +387,41 @@ async def disconnects(model: str, scale: float) -> None:
 
 
 async def sigterms(model: str, scale: float) -> None:
-    count, endings, times = max(int(100 * scale), 2), dict[str, int](), list[float]()
-    chance = random.Random(2)
+    count, endings, left = max(int(100 * scale), 2), Counter[str](), 0
+    chance, waits = random.Random(2), dict[bool, list[float]]({True: [0.0], False: [0.0]})
     for number in range(count):
         drain = [0, 0.5, 5][number % 3]
-        server = Server(model, ("--drain-timeout", str(drain)))
+        server = QuickServer(model, ("--drain-timeout", str(drain)))
         wishes = [request(max_tokens=400, ignore_eos=True) for _ in range(10)]
         tasks = [asyncio.ensure_future(ask(server.port, wish)) for wish in wishes]
         await asyncio.sleep(0.2 + chance.random() * 0.3)
+        family = server.family()
         began = time.monotonic()
-        server.process.send_signal(signal.SIGTERM)
+        os.kill(family[0], signal.SIGTERM)
         answers = await asyncio.gather(*tasks, return_exceptions=True)
-        code = await asyncio.to_thread(server.process.wait, 60)
-        times.append(time.monotonic() - began - drain)
+        code = await asyncio.to_thread(server.wait)
+        waits[drain == 0].append(time.monotonic() - began - drain)
         assert code == 0, code
-        server.check_log()
         for answer in answers:
             assert isinstance(answer, Answer), answer
-            ending = answer.ending if answer.status == 200 else str(answer.status)
-            endings[ending] = endings.get(ending, 0) + 1
-        limit = (4 if drain == 0 else 2) * PATIENCE
-        assert times[-1] <= limit, f"exit {times[-1]:.1f} s after the drain of {drain} s"
-    print(f"sigterms: {count} with 10 streams each: {endings}")
-    print(f"  exit at most {max(times):.2f} s after the end of the drain")
-    assert not endings.keys() - {"done", "error", "503"}, "a stream ended without a word"
+            endings[answer.ending if answer.status == 200 else str(answer.status)] += 1
+        left += await still_there(family, 10)
+    silent = sum(n for ending, n in endings.items() if ending not in ("done", "error", "503"))
+    print(f"sigterms: {count} with 10 streams each: {dict(endings)}")
+    exactly("sigterms: streams that ended without a word, or as 500", silent, 0)
+    at_most("sigterms: exit without a drain, longest", max(waits[True]), 4 * PATIENCE, " s")
+    at_most("sigterms: exit behind the drain, longest", max(waits[False]), 2 * PATIENCE, " s")
+    exactly("sigterms: processes left after 10 s", left, 0)
+
+
+async def still_there(pids: list[int], seconds: float) -> int:
+    """How many processes have not ended after so many seconds; at once when there are none."""
+    end = time.monotonic() + seconds
+    while left := sum(Path(f"/proc/{pid}").exists() for pid in pids):
+        if time.monotonic() > end:
+            break
+        await asyncio.sleep(0.02)
+    return left
 
 
 async def latencies(port: int, count: int) -> list[float]:
@@ -366,11 +444,11 @@ async def loris(model: str, scale: float) -> None:
         with beside(drip, server.port, count):
             among = await latencies(server.port, max(int(1500 * scale), 60))
         p99, before = percentile(among, 0.99), percentile(alone, 0.99)
-        print(f"loris: {count} connections that drip")
         medians = [statistics.median(times) * 1000 for times in (alone, among)]
-        print(f"  answers p99 {before * 1000:.1f} → {p99 * 1000:.1f} ms ({p99 / before:.2f}×)")
-        print(f"  median {medians[0]:.1f} → {medians[1]:.1f} ms")
-        assert p99 <= 1.2 * before * PATIENCE, "healthy clients go on as before"
+        print(f"loris: {count} connections that drip; answers' ", end="")
+        print(f"median {medians[0]:.1f} → {medians[1]:.1f} ms, ", end="")
+        print(f"p99 {before * 1000:.1f} → {p99 * 1000:.1f} ms")
+        at_most("loris: p99 of the others, with and without", p99 / before, 1.2 * PATIENCE, " ×")
     finally:
         server.end()
 
@@ -384,7 +462,7 @@ PARTS: dict[str, Callable[[str, float], Awaitable[None]]] = {
 
 
 def main() -> None:
-    """Run the parts; fails at the first broken promise."""
+    """Run the parts; 1 when a promise was broken."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("parts", nargs="*", choices=[*PARTS, []], default=list(PARTS))
     parser.add_argument("--scale", type=float, default=1.0, help="1 is the full size")
@@ -398,6 +476,7 @@ def main() -> None:
         model = options.model or str(toy_model(Path(folder)))
         for name in options.parts:
             asyncio.run(PARTS[name](model, options.scale))  # type: ignore[arg-type]
+    finish()
 
 
 if __name__ == "__main__":

@@ -264,6 +264,12 @@ def test_importing_is_cheap(code: str) -> None:
     assert modules_after(code).isdisjoint({"torch", "numpy", "transformers"})
 
 
+def test_loading_a_model_imports_no_compiler() -> None:
+    """PyTorch's own, which comes with sympy and takes two seconds."""
+    code = "from qwenkit.llm import LLM\nLLM('tiny-instruct').close()"
+    assert modules_after(code).isdisjoint({"sympy"})
+
+
 @pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["--version"]])
 def test_help_imports_no_torch(arguments: list[str]) -> None:
     code = (

@@ -101,6 +101,12 @@ class ServeOptions(LoadOptions):
     tokens_per_minute: int | None = opt(
         None, "tokens, read and written, that a key may use in a minute", ge=1, group="limits"
     )
+    wrong_keys_per_minute: int = opt(
+        300,
+        "wrong keys that an address may send in a minute; beyond, its keys are refused unread",
+        ge=1,
+        group="limits",
+    )
     max_body_bytes: int = opt(32 * MIB, "largest request body", ge=1024, group="limits")
     max_bodies_bytes: int = opt(
         256 * MIB, "largest sum of the bodies that are being received", ge=1024, group="limits"

@@ -50,6 +50,6 @@ def create_app(llm: LLM, options: ServeOptions) -> App:
     for router in (health.router, adapters.router, *ROUTERS):
         app.router.routes.extend(router.routes)  # one flat table, which tests walk
     kinds = (ApiError, QwenkitError, HTTPException, RequestValidationError, Ended, ClientDisconnect)
-    for kind in (*kinds, Exception):
+    for kind in (*kinds, OSError, Exception):
         app.add_exception_handler(kind, tell)
     return app

@@ -20,7 +20,7 @@ import tempfile
 import weakref
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from qwenkit.errors import OptionError
 from qwenkit.server.errors import ApiError
@@ -106,9 +106,23 @@ class Objects:
         """Errors: ApiError 404."""
         found = self.all(tenant).get(object_id)
         if found is None:
-            shown = object_id if len(object_id) <= 100 else object_id[:99] + "…"
-            raise ApiError(404, f"No such {self._noun}: {shown}", param="id", code="not_found")
+            raise self._not_found(object_id)
         return found
+
+    def open(self, tenant: str, object_id: str) -> BinaryIO:
+        """The content, which can be read to its end even if the object is deleted meanwhile.
+
+        Errors: ApiError 404.
+        """
+        self.get(tenant, object_id)
+        try:
+            return self.path(tenant, object_id).open("rb")
+        except FileNotFoundError:
+            raise self._not_found(object_id) from None
+
+    def _not_found(self, object_id: str) -> ApiError:
+        shown = object_id if len(object_id) <= 100 else object_id[:99] + "…"
+        return ApiError(404, f"No such {self._noun}: {shown}", param="id", code="not_found")
 
     def put(self, tenant: str, found: Object) -> None:
         """Write an object, or its newer state."""

@@ -8,6 +8,7 @@ the official client would try again (408, 409, 429, 5xx).
 
 from __future__ import annotations
 
+import errno
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -148,6 +149,9 @@ def as_api_error(
             return _of_engine(error, request_id)
         case HTTPException():
             return _of_http(error)
+        case OSError(errno=errno.ENOSPC | errno.EDQUOT):
+            text = "The server's disk is full; nothing of this was kept."
+            return ApiError(507, text, kind=SERVER, code="storage_full")
     return failed(request_id)
 
 
@@ -173,7 +177,5 @@ def _of_http(error: HTTPException) -> ApiError:
     if error.status_code == 404:
         return ApiError(404, "There is no such route.", code="unknown_url")
     if error.status_code == 405:
-        headers = dict(error.headers or {})
-        text = "This route does not take this method."
-        return ApiError(405, text, code="method_not_allowed", headers=headers)
+        return ApiError(405, "This route does not take this method.", code="method_not_allowed")
     return ApiError(error.status_code, str(error.detail))

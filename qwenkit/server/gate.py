@@ -12,6 +12,7 @@ import re
 from typing import Any
 
 from starlette.requests import ClientDisconnect
+from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from qwenkit.server.errors import ApiError, as_api_error, overloaded
@@ -78,7 +79,8 @@ class Gate:
         service, path = self._service, scope["path"]
         self._check_host(headers)
         if path not in PUBLIC:
-            call.caller = service.keys.caller(headers)
+            address, _ = scope.get("client") or ("", 0)
+            call.caller = service.keys.caller(headers, address)
             if path in ADMIN and not call.caller.admin:
                 text = "Only an administrator's key may do this (see --admin-key-file)."
                 raise ApiError(403, text, code="insufficient_permissions")
@@ -141,4 +143,16 @@ async def tell(request: Any, error: Exception) -> JsonResponse:
     if told.status == 500 and not isinstance(error, ApiError):
         log_bug(call, error)
     call.error = told
-    return JsonResponse(told.body, told.status, told.headers)
+    headers = told.headers
+    if told.status == 405:
+        headers["allow"] = _allowed(request)
+    return JsonResponse(told.body, told.status, headers)
+
+
+def _allowed(request: Any) -> str:
+    """The methods of all routes of a path: the router tells those of the first one only."""
+    found: set[str] = set()
+    for route in request.app.routes:
+        if route.matches(request.scope)[0] is not Match.NONE:
+            found |= route.methods
+    return ", ".join(sorted(found))

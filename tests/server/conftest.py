@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import re
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from openai import OpenAI
 from starlette.testclient import TestClient
 
 from qwenkit.llm import LLM
@@ -59,8 +61,16 @@ def client(client_of: Callable[..., TestClient]) -> TestClient:
 class Live:
     """`qwenkit serve` in a process of its own."""
 
-    def __init__(self, *flags: str, key: str | None = None, env: dict[str, str] | None = None):
+    def __init__(
+        self,
+        *flags: str,
+        key: str | None = None,
+        env: dict[str, str] | None = None,
+        inside: tuple[str, ...] = (),
+    ):
+        """`inside`: the command that is to start it."""
         words = [sys.executable, "-W", "error", "-m", "qwenkit", "serve", "--port", "0", *flags]
+        words[:0] = inside
         environment = {**os.environ, "OMP_NUM_THREADS": "1", **(env or {})}
         if key:
             environment["QWENKIT_API_KEY"] = key
@@ -128,6 +138,21 @@ def live_of() -> Iterator[Callable[..., Live]]:
     yield start
     for server in started:
         server.stop()
+
+
+@pytest.fixture(scope="session")
+def client_for() -> Iterator[Callable[..., OpenAI]]:
+    """`client_for(server, key)`: the official client, closed at the end. One that is left to the
+    garbage collector may warn of its open sockets, in whatever test runs then.
+    """
+    with contextlib.ExitStack() as opened:
+
+        def make(server: Live, key: str | None = None) -> OpenAI:
+            given = key or server.key or "none"
+            client = OpenAI(base_url=f"{server.url}/v1", api_key=given, max_retries=0)
+            return opened.enter_context(client)
+
+        yield make
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import signal
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,8 @@ from starlette.testclient import TestClient
 
 from qwenkit.errors import OptionError
 from qwenkit.server.data import DataFolder
+from qwenkit.server.openai import batches
+from qwenkit.server.openai.batch_run import ENDED
 
 MODEL = "tiny-instruct"
 SUM = [{"role": "user", "content": "What is 12 + 30?"}]
@@ -30,12 +33,8 @@ def limited(live_of: Callable[..., Any]) -> Any:
     return live_of(*LIMITS, "--max-batch-lines", "50", "--batch-concurrency", "4")
 
 
-def client_for(server: Any, key: str = "none") -> OpenAI:
-    return OpenAI(base_url=f"{server.url}/v1", api_key=key, max_retries=0)
-
-
 @pytest.fixture(scope="module")
-def api(limited: Any) -> OpenAI:
+def api(limited: Any, client_for: Callable[..., OpenAI]) -> OpenAI:
     return client_for(limited)
 
 
@@ -98,7 +97,6 @@ def test_an_id_is_never_a_path(limited: Any, name: str) -> None:
         assert answer.status_code == 404 and "error" in answer.json(), path
 
 
-@pytest.mark.xfail(reason="param of a form with too many parts is its field", strict=False)
 def test_what_is_wrong_with_an_upload(api: OpenAI, limited: Any) -> None:
     for purpose, code in (("vision", "unsupported_parameter"), ("no", "invalid_value")):
         with pytest.raises(openai.BadRequestError) as caught:
@@ -288,7 +286,9 @@ def test_a_batch_is_cancelled_and_listed(api: OpenAI) -> None:
     assert batch.id in [each.id for each in api.batches.list(limit=2)]
 
 
-def test_a_killed_server_goes_on_where_it_was(live_of: Callable[..., Any], tmp_path: Path) -> None:
+def test_a_killed_server_goes_on_where_it_was(
+    live_of: Callable[..., Any], client_for: Callable[..., OpenAI], tmp_path: Path
+) -> None:
     folder = tmp_path / "data"
     flags = ("--data-dir", str(folder), "--batch-concurrency", "2")
     first = live_of(*flags)
@@ -313,6 +313,95 @@ def test_a_killed_server_goes_on_where_it_was(live_of: Callable[..., Any], tmp_p
     found = records(client_for(second), done.output_file_id)
     assert [each["custom_id"] for each in found] == [f"r{i}" for i in range(24)]
     assert not list(folder.rglob("*.journal")) and not list(folder.rglob("*.tmp"))
+
+
+def test_a_batch_outlives_a_drain(
+    live_of: Callable[..., Any], client_for: Callable[..., OpenAI], tmp_path: Path
+) -> None:
+    """Lines that run may finish or are begun again; none is told that the server had to go."""
+    flags = ("--data-dir", str(tmp_path / "data"), "--batch-concurrency", "4")
+    first = live_of(*flags, "--drain-timeout", "1")
+    api = client_for(first)
+    body = {"model": MODEL, "messages": SUM, "ignore_eos": True, "max_tokens": 400}
+    file = send(api, [row(f"r{i}", body) for i in range(40)])
+    batch = api.batches.create(input_file_id=file, endpoint=CHAT, completion_window="24h")
+    while api.batches.retrieve(batch.id).request_counts.completed < 2:  # type: ignore[union-attr]
+        time.sleep(0.01)
+    assert first.stop(signal.SIGTERM) == 0
+    assert "Traceback" not in "".join(first.log)
+    (journal,) = (tmp_path / "data").rglob("*.journal")
+    assert 2 <= len(journal.read_bytes().splitlines()) < 40
+    api = client_for(live_of(*flags))
+    done = ended(api, batch.id)
+    assert done.status == "completed" and done.request_counts.completed == 40
+    assert [each["custom_id"] for each in records(api, done.output_file_id)] == [
+        f"r{i}" for i in range(40)
+    ]
+
+
+def test_a_batch_expires(
+    client_of: Callable[..., TestClient], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was answered is kept; every other line is told."""
+    monkeypatch.setattr(batches, "DAY", 2)
+    body = {"model": MODEL, "messages": SUM, "ignore_eos": True, "max_tokens": 1500}
+    lines = [json.dumps(row(f"r{i}", body)) for i in range(60)]
+    lines[0] = json.dumps(row("r0", {**body, "max_tokens": 1}))
+    lines[-1] = "no json"
+    with client_of(batch_concurrency=1) as client:
+        form: Any = {
+            "files": {"file": ("a", "\n".join(lines))},
+            "data": {"purpose": "batch"},
+        }
+        file = client.post("/v1/files", **form).json()["id"]
+        wish = {"input_file_id": file, "endpoint": CHAT, "completion_window": "24h"}
+        url = "/v1/batches/" + client.post("/v1/batches", json=wish).json()["id"]
+        while (batch := client.get(url).json())["status"] not in ENDED:
+            time.sleep(0.05)
+        assert batch["status"] == "expired" and batch["expired_at"] >= batch["expires_at"]
+        output, errors = (
+            list(map(json.loads, client.get(f"/v1/files/{batch[name]}/content").text.splitlines()))
+            for name in ("output_file_id", "error_file_id")
+        )
+    counts = batch["request_counts"]
+    assert counts == {"total": 60, "completed": len(output), "failed": len(errors)}
+    assert 1 <= len(output) < 60 and len(output) + len(errors) == 60
+    assert {each["error"]["code"] for each in errors} == {"batch_expired"}
+    assert all(each["response"] is None for each in errors)
+    names = [each["custom_id"] for each in [*output, *errors]]
+    assert names == [*(f"r{i}" for i in range(59)), None]
+
+
+SMALL = ("unshare", "--user", "--map-root-user", "--mount", "sh", "-c")
+
+
+def test_a_full_disk_ends_what_needs_it_and_nothing_else(
+    live_of: Callable[..., Any], client_for: Callable[..., OpenAI], tmp_path: Path
+) -> None:
+    """A file system of 400 KB, with room for the input of a batch but not for its answers."""
+    mount = f"mount -t tmpfs -o size=400k tmpfs {tmp_path}"
+    if subprocess.run([*SMALL, mount], capture_output=True).returncode:
+        pytest.skip("no file system can be mounted here")
+    server = live_of(
+        "--data-dir", str(tmp_path / "data"), inside=(*SMALL, f'{mount} && exec "$@"', "sh")
+    )
+    api = client_for(server)
+    body = {"model": MODEL, "messages": SUM, "max_tokens": 400, "ignore_eos": True}
+    body |= {"logprobs": True, "top_logprobs": 20}
+    file = send(api, [row(f"r{i}", body) for i in range(8)])
+    batch = api.batches.create(input_file_id=file, endpoint=CHAT, completion_window="24h")
+    done = ended(api, batch.id)
+    assert done.status == "failed" and done.errors.data[0].code == "storage"
+    with pytest.raises(openai.InternalServerError) as caught:
+        api.files.create(file=("a", b"x" * 500_000), purpose="batch")
+    assert (caught.value.status_code, caught.value.code) == (507, "storage_full")
+    assert caught.value.response.headers["x-should-retry"] == "false"
+    answer = api.chat.completions.create(model=MODEL, messages=SUM, max_tokens=4)  # type: ignore[arg-type]
+    assert answer.choices[0].message.content
+    small = api.files.create(file=("a", b"x"), purpose="batch")
+    assert api.files.content(small.id).read() == b"x"
+    assert server.stop() == 0
+    assert "Traceback" not in "".join(server.log)
 
 
 def test_another_key_finds_nothing(client_of: Callable[..., TestClient], tmp_path: Path) -> None:

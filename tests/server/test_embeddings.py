@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import struct
+from collections.abc import Callable
 from typing import Any
 
 import openai
@@ -18,8 +19,8 @@ MODEL = "tiny-instruct"
 
 
 @pytest.fixture(scope="module")
-def api(live: Any) -> OpenAI:
-    return OpenAI(base_url=f"{live.url}/v1", api_key="none", max_retries=0)
+def api(live: Any, client_for: Callable[..., OpenAI]) -> OpenAI:
+    return client_for(live)
 
 
 def test_a_text_some_texts_and_ids(api: OpenAI, tiny: LLM) -> None:

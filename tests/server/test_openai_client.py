@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Callable
 from typing import Any
 
 import httpx
@@ -42,12 +43,8 @@ TIME: Any = {
 ASK: Any = [{"role": "user", "content": "What is the weather in Paris?"}]
 
 
-def client_for(server: Any) -> OpenAI:
-    return OpenAI(base_url=f"{server.url}/v1", api_key=server.key or "none", max_retries=0)
-
-
 @pytest.fixture(scope="module")
-def api(live: Any) -> OpenAI:
+def api(live: Any, client_for: Callable[..., OpenAI]) -> OpenAI:
     return client_for(live)
 
 
@@ -563,10 +560,10 @@ def test_an_unknown_model_and_a_missing_one(live: Any, api: OpenAI) -> None:
     assert answer.json()["error"]["code"] == "missing_required_parameter"
 
 
-def test_keys(keyed: Any) -> None:
+def test_keys(keyed: Any, client_for: Callable[..., OpenAI]) -> None:
     assert client_for(keyed).models.list().data
     with pytest.raises(openai.AuthenticationError) as caught:
-        OpenAI(base_url=f"{keyed.url}/v1", api_key="sk-wrong").models.list()
+        client_for(keyed, "sk-wrong").models.list()
     assert caught.value.code == "invalid_api_key" and caught.value.status_code == 401
     bare = httpx.get(f"{keyed.url}/v1/models")
     assert bare.status_code == 401 and bare.json()["error"]["code"] is None

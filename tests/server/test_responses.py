@@ -36,8 +36,8 @@ ASK = "What is the weather in Paris?"
 
 
 @pytest.fixture(scope="module")
-def api(live: Any) -> OpenAI:
-    return OpenAI(base_url=f"{live.url}/v1", api_key="none", max_retries=0)
+def api(live: Any, client_for: Callable[..., OpenAI]) -> OpenAI:
+    return client_for(live)
 
 
 def test_an_answer_and_its_fields(api: OpenAI) -> None:

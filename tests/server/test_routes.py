@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 from fastapi.routing import APIRoute
+from jsonschema import Draft202012Validator
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
@@ -179,6 +181,14 @@ def test_unknown_routes_and_methods(client: TestClient) -> None:
     response = client.delete("/v1/chat/completions")
     assert (response.status_code, envelope(response)["code"]) == (405, "method_not_allowed")
     assert response.headers["allow"] == "POST"
+    for path, allowed in (
+        ("/v1/files", "GET, POST"),
+        ("/v1/files/a", "DELETE, GET"),
+        ("/v1/batches", "GET, POST"),
+        ("/v1/responses/a", "DELETE, GET"),
+        ("/v1/responses/a/cancel", "POST"),
+    ):
+        assert client.put(path).headers["allow"] == allowed
 
 
 def test_the_request_id_is_ours(client: TestClient) -> None:
@@ -202,3 +212,57 @@ def test_the_document_names_every_route_and_its_body(client: TestClient) -> None
     for name in re.findall(r"#/components/schemas/(\w+)", text):
         assert name in found["components"]["schemas"]
     assert found["components"]["schemas"]["ChatRequest"]["additionalProperties"] is False
+
+
+SAY = {"role": "user", "content": "Hi"}
+ARGUMENTS = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
+CALLED = {"type": "function", "name": "f", "parameters": ARGUMENTS}
+TOOL = {"type": "function", "function": {"name": "f", "parameters": ARGUMENTS}}
+ASKS: dict[str, list[dict[str, Any]]] = {
+    "/v1/chat/completions": [
+        {"messages": [SAY]},
+        {"messages": [SAY], "n": 2, "logprobs": True, "top_logprobs": 2},
+        {"messages": [SAY], "stream_options": {"include_usage": True}},
+        {"messages": [SAY], "tools": [TOOL], "tool_choice": "required", "max_tokens": 40},
+    ],
+    "/v1/completions": [
+        {"prompt": "Hi"},
+        {"prompt": ["a", "b"], "n": 2, "logprobs": 2, "echo": False},
+        {"prompt": "Hi", "stream_options": {"include_usage": True}},
+    ],
+    "/v1/responses": [
+        {"input": "Hi"},
+        {"input": "Hi", "top_logprobs": 2, "include": ["message.output_text.logprobs"]},
+        {"input": "Hi", "max_output_tokens": 40, "tools": [CALLED], "tool_choice": "required"},
+    ],
+}
+
+
+@pytest.mark.parametrize("path", ASKS)
+def test_events_are_what_the_document_says(client: TestClient, path: str) -> None:
+    """Every event of every kind of stream, with nothing in it that the document does not know."""
+    document = client.get("/openapi.json").json()
+    content = document["paths"][path]["post"]["responses"]["200"]["content"]
+    schema = content["text/event-stream"]["schema"]
+    data = schema["properties"]["data"]
+    ends = "anyOf" in data
+    if ends:
+        assert data["anyOf"][0] == {"const": "[DONE]"}
+        data = data["anyOf"][1]
+    parts = copy.deepcopy(document["components"])
+    for part in parts["schemas"].values():
+        if "properties" in part:
+            part.setdefault("additionalProperties", False)
+    judge = Draft202012Validator({**data["contentSchema"], "components": parts})
+    for ask in ASKS[path]:
+        body = {"model": "tiny-instruct", "max_tokens": 4, "stream": True, **ask}
+        if path == "/v1/responses":
+            body["max_output_tokens"] = body.pop("max_tokens")
+        answer = client.post(path, json=body)
+        assert answer.status_code == 200, answer.text
+        events = answer.text.removesuffix("\n\n").split("\n\n")
+        if ends:
+            assert events.pop() == "data: [DONE]"
+        assert len(events) > 1
+        for event in events:
+            judge.validate(json.loads(event.rpartition("data: ")[2]))

@@ -74,6 +74,8 @@ class BatchRun:
                     return
             cancelled = self.batch["status"] == "cancelling"
             late = not cancelled and time.time() >= self.batch["expires_at"]
+            if late:
+                await asyncio.to_thread(self._expire)
             if not cancelled:
                 self._turn("finalizing")
             await asyncio.to_thread(self._finish)
@@ -103,8 +105,11 @@ class BatchRun:
     def _fail(self, error: ApiError) -> None:
         data = [{"code": error.code, "message": error.message, "param": error.param, "line": None}]
         self.batch["errors"] = {"object": "list", "data": data}
-        self._turn("failed")
-        self._journal.unlink(missing_ok=True)
+        try:
+            self._journal.unlink(missing_ok=True)  # first: it may be what fills the disk
+            self._turn("failed")
+        except OSError as broken:  # whoever starts again begins it again
+            log.error("batch %s cannot be written: %s", self.batch["id"], broken.strerror)
 
     # Lines
 
@@ -183,23 +188,41 @@ class BatchRun:
                 return
             status, found = told.status, told.body
             error = {"code": told.code, "message": told.message}
-        good = error is None
         response = {"status_code": status, "request_id": call.request_id, "body": found}
+        try:
+            self._note(journal, number, custom_id, response, error)
+            journal.flush()
+        except OSError as broken:  # the disk is full, say: no line can be answered any more
+            self._broken = broken
+            self._stopped.set()
+            return
+        self.batch["request_counts"]["failed" if error else "completed"] += 1
+
+    @staticmethod
+    def _note(journal: BinaryIO, number: int, custom_id: Any, response: Any, error: Any) -> None:
         record = {
             "id": f"batch_req_{secrets.token_hex(16)}",
             "custom_id": custom_id,
             "response": response,
             "error": error,
         }
-        row = json.dumps({"line": number, "good": good, "record": record}, ensure_ascii=False)
-        try:
-            journal.write(row.encode() + b"\n")
-            journal.flush()
-        except OSError as broken:  # the disk is full, say: no line can be answered any more
-            self._broken = broken
-            self._stopped.set()
-            return
-        self.batch["request_counts"]["completed" if good else "failed"] += 1
+        row = {"line": number, "good": error is None, "record": record}
+        journal.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+
+    def _expire(self) -> None:
+        """Each line that was not answered has that as its error."""
+        text = "The batch's completion window ended before this request was answered."
+        error = {"code": "batch_expired", "message": text}
+        done = self._read_journal()
+        with self._journal.open("ab") as journal:
+            for number, raw in self._lines():
+                if number not in done:
+                    value = None
+                    with contextlib.suppress(ApiError):
+                        value = self._parse(raw)
+                    custom_id = value.get("custom_id") if isinstance(value, dict) else None
+                    self._note(journal, number, custom_id, None, error)
+                    self.batch["request_counts"]["failed"] += 1
 
     def _check_size(self, raw: bytes) -> None:
         most = self._service.options.max_body_bytes

@@ -14,7 +14,7 @@ from starlette.responses import Response
 
 from qwenkit.server.body import read
 from qwenkit.server.document import takes
-from qwenkit.server.openai.chat_answers import ChatCompletion, Chunks, whole
+from qwenkit.server.openai.chat_answers import ChatChunk, ChatCompletion, Chunks, whole
 from qwenkit.server.openai.chat_fields import ChatRequest
 from qwenkit.server.openai.usage import booked, watched
 from qwenkit.server.service import Call, Service, call_of, service_of
@@ -23,7 +23,7 @@ from qwenkit.server.sse import EventStream, JsonResponse, event
 router = APIRouter(tags=["generation"])
 
 
-@router.post("/v1/chat/completions", **takes(ChatRequest, ChatCompletion, stream=True))
+@router.post("/v1/chat/completions", **takes(ChatRequest, ChatCompletion, events=ChatChunk))
 async def create(request: Request) -> Response:
     """Answer a conversation."""
     service, call = service_of(request), call_of(request)

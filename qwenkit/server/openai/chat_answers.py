@@ -81,6 +81,53 @@ class ChatCompletion(BaseModel):
     service_tier: str | None = None
 
 
+class FunctionPiece(BaseModel):
+    """The name comes first and once; the arguments come in pieces."""
+
+    name: str | None = None
+    arguments: str
+
+
+class ToolCallPiece(BaseModel):
+    """More of the call with this index."""
+
+    index: int
+    id: str | None = None
+    type: Literal["function"] | None = None
+    function: FunctionPiece
+
+
+class ChunkDelta(BaseModel):
+    """What is new."""
+
+    role: Literal["assistant"] | None = None
+    content: str | None = None
+    refusal: str | None = None
+    tool_calls: list[ToolCallPiece] | None = None
+
+
+class ChunkChoice(BaseModel):
+    """What is new of one of the `n` answers."""
+
+    index: int
+    delta: ChunkDelta
+    logprobs: ChatLogprobs | None
+    finish_reason: Literal["stop", "length", "tool_calls"] | None
+
+
+class ChatChunk(BaseModel):
+    """One event of a stream. The last one has no choices, but the usage, if that was asked for."""
+
+    id: str
+    object: Literal["chat.completion.chunk"]
+    created: int
+    model: str
+    choices: list[ChunkChoice]
+    usage: UsageBody | None = None
+    timings: Timings | None = None
+    system_fingerprint: str | None
+
+
 def new_id(prefix: str) -> str:
     """A name for an answer."""
     return f"{prefix}-{secrets.token_hex(16)}"

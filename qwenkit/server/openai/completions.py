@@ -142,7 +142,20 @@ class TextCompletion(BaseModel):
     system_fingerprint: str | None
 
 
-@router.post("/v1/completions", **takes(CompletionRequest, TextCompletion, stream=True))
+class TextChunk(BaseModel):
+    """One event of a stream. The last one has no choices, but the usage, if that was asked for."""
+
+    id: str
+    object: Literal["text_completion"]
+    created: int
+    model: str
+    choices: list[CompletionChoice]
+    usage: UsageBody | None = None
+    timings: Timings | None = None
+    system_fingerprint: str | None
+
+
+@router.post("/v1/completions", **takes(CompletionRequest, TextCompletion, events=TextChunk))
 async def create(request: Request) -> Response:
     """Continue prompts."""
     service, call = service_of(request), call_of(request)

@@ -6,13 +6,14 @@ import asyncio
 import os
 import secrets
 import time
+from collections.abc import AsyncGenerator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 from fastapi import APIRouter
 from pydantic import BaseModel
 from starlette.requests import Request
-from starlette.responses import FileResponse, Response
+from starlette.responses import Response, StreamingResponse
 
 from qwenkit.server.document import ERRORS
 from qwenkit.server.errors import ApiError, bad_value, unsupported
@@ -23,6 +24,7 @@ from qwenkit.server.sse import JsonResponse
 
 router = APIRouter(tags=["files"])
 DOCUMENTED: dict[str, Any] = {"responses": ERRORS}
+BYTES = "application/octet-stream"
 PURPOSES = "assistants batch fine-tune vision user_data evals".split()
 FORM = {
     "type": "object",
@@ -172,14 +174,22 @@ async def retrieve(request: Request, file_id: str) -> Response:
     return JsonResponse(service_of(request).files.get(call_of(request).caller.tenant, file_id))
 
 
-@router.get("/v1/files/{file_id}/content", **DOCUMENTED)
+@router.get(
+    "/v1/files/{file_id}/content",
+    response_class=Response,
+    responses={**ERRORS, 200: {"description": "The bytes.", "content": {BYTES: {}}}},
+)
 async def content(request: Request, file_id: str) -> Response:
     """Its bytes."""
-    service, tenant = service_of(request), call_of(request).caller.tenant
-    found = service.files.get(tenant, file_id)
-    return FileResponse(
-        service.files.path(tenant, found["id"]), media_type="application/octet-stream"
-    )
+    file = service_of(request).files.open(call_of(request).caller.tenant, file_id)
+    size = {"content-length": str(os.fstat(file.fileno()).st_size)}
+    return StreamingResponse(_pieces(file), headers=size, media_type=BYTES)
+
+
+async def _pieces(file: BinaryIO) -> AsyncGenerator[bytes, None]:
+    with file:
+        while piece := await asyncio.to_thread(file.read, 1 << 18):
+            yield piece
 
 
 @router.delete("/v1/files/{file_id}", response_model=FileDeleted, **DOCUMENTED)

@@ -24,7 +24,7 @@ from qwenkit.server.document import ERRORS, takes
 from qwenkit.server.errors import ApiError, as_api_error, bad_value, overloaded, unsupported
 from qwenkit.server.logs import log_bug, log_request
 from qwenkit.server.openai.paging import PAGING, page
-from qwenkit.server.openai.responses_answers import Answer, ResponseObject
+from qwenkit.server.openai.responses_answers import Answer, ResponseEvent, ResponseObject
 from qwenkit.server.openai.responses_fields import ResponseRequest, renamed
 from qwenkit.server.openai.usage import watched
 from qwenkit.server.service import Call, Service, call_of, service_of
@@ -132,7 +132,9 @@ async def answer(service: Service, call: Call, body: ResponseRequest) -> dict[st
     return await Question(service, call, body).run()
 
 
-@router.post("/v1/responses", **takes(ResponseRequest, ResponseObject, stream=True))
+@router.post(
+    "/v1/responses", **takes(ResponseRequest, ResponseObject, events=ResponseEvent, done=False)
+)
 async def create(request: Request) -> Response:
     """Answer an input."""
     service, call = service_of(request), call_of(request)

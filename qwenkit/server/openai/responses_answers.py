@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from typing import Any, Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict, Field
 
 from qwenkit.llm import Logprob, StreamDelta, Usage
 from qwenkit.prompt.tools import Delta
@@ -51,6 +51,14 @@ class ResponseObject(BaseModel):
     truncation: Literal["disabled"]
     usage: dict[str, Any] | None
     user: str | None
+
+
+class ResponseEvent(BaseModel):
+    """One event of a stream; what else it has depends on its type."""
+
+    model_config = ConfigDict(extra="allow")
+    type: str = Field(pattern=r"^(response\.[a-z_.]+|error)$")
+    sequence_number: int = Field(ge=0)
 
 
 def begun(body: ResponseRequest) -> dict[str, Any]:
