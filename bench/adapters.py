@@ -1,4 +1,4 @@
-"""What adapters cost: `python bench/adapters.py [--model tiny-instruct|0.5b] [--sequences 8] …`.
+"""What adapters cost: `python bench/adapters.py [--model tiny-instruct|0.5B] [--sequences 8] …`.
 
 Milliseconds of a decode step of some sequences: none with an adapter, all with one, all with
 different ones, and half of them with one. Adapters are random, of one rank, on all seven linear
@@ -12,7 +12,7 @@ import statistics
 import time
 
 import torch
-from stall import make
+from common import load
 
 from qwenkit.engine import Engine, Request, SamplingParams
 from qwenkit.eval.speed import cores_for_kernels
@@ -51,14 +51,14 @@ def step_ms(engine: Engine, adapters: list[Adapter | None], steps: int) -> float
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
-    parser.add_argument("--model", choices=("tiny-instruct", "0.5b"), default="tiny-instruct")
+    parser.add_argument("--model", choices=("tiny-instruct", "0.5B"), default="tiny-instruct")
     parser.add_argument("--dtype", choices=sorted(DTYPES), default="bfloat16")
     parser.add_argument("--quantize", choices=("int4", "int8"))
     parser.add_argument("--sequences", type=int, default=8)
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--steps", type=int, default=64)
     options = parser.parse_args()
-    model, count = make(options.model, options.dtype, options.quantize), options.sequences
+    model, count = load(options.model, options.dtype, options.quantize), options.sequences
     engine = Engine(model, kv_bytes=256 << 20, prefix_cache=False)
     several = [random_adapter(model, options.rank) for _ in range(count)]
     one = several[0]

@@ -16,6 +16,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from qwenkit.io.hub import ASSETS
+from qwenkit.model.load import load_model
+from qwenkit.model.qwen import Qwen
+from qwenkit.model.transforms import prepare
+
 if TYPE_CHECKING:
     from typing_extensions import Self
 
@@ -101,6 +106,16 @@ def checkpoint(size: str) -> Path:
         words = [sys.executable, "-m", "qwenkit", "dev", "random-checkpoint", size, str(path)]
         run([*words, "--tokenizer", str(_tokenizer())])
     return path
+
+
+def load(name: str, dtype: str, quantize: str | None) -> Qwen:
+    """An embedded model, or a random one of a published size, as an `LLM` loads it."""
+    path = ASSETS / name
+    model = load_model(
+        path if path.is_dir() else checkpoint(name), dtype, quantize=quantize, prepack=True
+    )
+    prepare(model)
+    return model
 
 
 def _tokenizer() -> Path:

@@ -1,8 +1,8 @@
-"""What a cached beginning saves: `python bench/prefix.py [--model tiny-instruct|0.5b] …`.
+"""What a cached beginning saves: `python bench/prefix.py [--model tiny-instruct|0.5B] …`.
 
 A system prompt of 1,000 tokens with a short question, asked twice with different questions. Printed
 is the time to the first token, with an empty cache and with the system prompt in it, and the ratio
-of the medians. "0.5b" is a random model of the shape of Qwen2.5-0.5B.
+of the medians. "0.5B" is a random model of the shape of Qwen2.5-0.5B.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import argparse
 import statistics
 import time
 
-from stall import make
+from common import load
 
 from qwenkit.engine import Engine, Request, SamplingParams
 from qwenkit.eval.speed import cores_for_kernels
@@ -30,13 +30,13 @@ def first_token(engine: Engine, prompt: list[int]) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
-    parser.add_argument("--model", choices=("tiny-instruct", "0.5b"), default="tiny-instruct")
+    parser.add_argument("--model", choices=("tiny-instruct", "0.5B"), default="tiny-instruct")
     parser.add_argument("--dtype", choices=sorted(DTYPES), default="bfloat16")
     parser.add_argument("--quantize", choices=("int4", "int8"))
     parser.add_argument("--prompt", type=int, default=1000)
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
-    engine = Engine(make(options.model, options.dtype, options.quantize), kv_bytes=256 << 20)
+    engine = Engine(load(options.model, options.dtype, options.quantize), kv_bytes=256 << 20)
     cold, warm = [], []
     for i in range(options.rounds + 1):
         system = [(i * 131 + j * 37) % 5000 for j in range(options.prompt)]

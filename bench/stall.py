@@ -1,9 +1,9 @@
 """How long a client waits for its next token while another's prompt is computed:
-`python bench/stall.py [--model tiny-instruct|0.5b] [--dtype bfloat16] [--quantize int4]`.
+`python bench/stall.py [--model tiny-instruct|0.5B] [--dtype bfloat16] [--quantize int4]`.
 
 One client decodes alone, then again while a prompt of 2,000 tokens arrives. Printed are its gaps
 between tokens (median, 99th percentile, longest) alone and during the prompt, their ratio, and how
-long the prompt takes beside it and by itself. "0.5b" is a random model of the shape of
+long the prompt takes beside it and by itself. "0.5B" is a random model of the shape of
 Qwen2.5-0.5B.
 """
 
@@ -12,41 +12,12 @@ from __future__ import annotations
 import argparse
 import queue
 import statistics
-import tempfile
 import time
 
-import torch
+from common import load
 
-from qwenkit.config import ModelConfig
 from qwenkit.engine import Driver, Engine, Request, RequestOutput, SamplingParams
-from qwenkit.io.hub import ASSETS
-from qwenkit.model.load import DTYPES, init_model, load_model, save_model
-from qwenkit.model.qwen import Qwen
-from qwenkit.model.transforms import prepare
-
-HALF = ModelConfig(
-    vocab_size=151936,
-    hidden_size=896,
-    intermediate_size=4864,
-    num_hidden_layers=24,
-    num_attention_heads=14,
-    num_key_value_heads=2,
-    max_position_embeddings=4096,
-    tie_word_embeddings=True,
-)
-
-
-def make(name: str, dtype: str, quantize: str | None) -> Qwen:
-    if name == "tiny-instruct":
-        model = load_model(ASSETS / name, dtype, "cpu", quantize=quantize)
-    elif quantize is None:
-        return init_model(HALF, dtype=DTYPES[dtype])
-    else:
-        with tempfile.TemporaryDirectory() as folder:
-            save_model(init_model(HALF, dtype=torch.bfloat16), folder)
-            model = load_model(folder, dtype, "cpu", quantize=quantize)
-    prepare(model)
-    return model
+from qwenkit.model.load import DTYPES
 
 
 class Client:
@@ -79,13 +50,13 @@ def show(name: str, gaps: list[float]) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", choices=("tiny-instruct", "0.5b"), default="tiny-instruct")
+    parser.add_argument("--model", choices=("tiny-instruct", "0.5B"), default="tiny-instruct")
     parser.add_argument("--dtype", choices=sorted(DTYPES), default="bfloat16")
     parser.add_argument("--quantize", choices=("int4", "int8"))
     parser.add_argument("--prompt", type=int, default=2000)
     parser.add_argument("--tokens", type=int, default=100, help="of the client alone")
     options = parser.parse_args()
-    model = make(options.model, options.dtype, options.quantize)
+    model = load(options.model, options.dtype, options.quantize)
     length = min(options.prompt, model.config.context_length - options.tokens)
     driver = Driver(Engine(model, kv_bytes=256 << 20, prefix_cache=False))
     prompt = [(i * 37) % 5000 for i in range(length)]

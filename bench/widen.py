@@ -21,16 +21,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from qwenkit.cli.dev import published_shape
 from qwenkit.config import ModelConfig
-from qwenkit.config.family import FAMILY
 from qwenkit.io.hub import resolve
 from qwenkit.model.load import init_model, load_model, save_model
 from qwenkit.model.qwen import Qwen
-
-
-def shape(size: str) -> ModelConfig:
-    """The instruct model of that size."""
-    return next(e.config for e in FAMILY.values() if e.size == size and e.kind == "instruct")
 
 
 def widen(small: Qwen, large: ModelConfig) -> Qwen:
@@ -105,7 +100,7 @@ def main() -> None:
     parser.add_argument("--size", default="0.5B")
     options = parser.parse_args()
     path = resolve(options.model)
-    wide = widen(load_model(path, "float32"), shape(options.size))
+    wide = widen(load_model(path, "float32"), published_shape(options.size))
     save_model(wide, options.folder, torch.bfloat16)
     for file in path.iterdir():
         if file.name not in ("config.json", "model.safetensors"):

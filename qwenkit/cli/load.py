@@ -45,7 +45,10 @@ def _load(options: LoadOptions, path: Path, draft: Path | None, engine: dict[str
     import torch
 
     from qwenkit.llm import LLM
+    from qwenkit.model.adapter import read_config
 
+    for folder in options.adapters.values():  # before a large model is loaded for nothing
+        read_config(folder)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     llm = LLM(

@@ -25,7 +25,7 @@ from qwenkit.errors import OptionError
 from qwenkit.model.qwen import Qwen
 
 LIKELY = 0.7
-FIXED_ROWS = {"cpu": 4.0, "cuda": 64.0}
+FIXED_ROWS = {"cpu": 2.0, "cuda": 64.0}
 """What a step costs beside its rows, in rows: of int4 on AVX2 (dev/LOG.md); for CUDA a guess."""
 KINDS = ("lookup", "draft")
 

@@ -52,8 +52,7 @@ class Engine:
             within 80 % of the free memory).
         block_size: tokens of a cache block.
         kv_dtype: "auto" keeps the model's dtype; "int8" takes half of bfloat16's memory, with a
-            scale for each token and head. It is slower on the CPU (no C++ kernel reads it), and
-            not to be had with `deterministic`.
+            scale for each token and head.
         max_batch_tokens: tokens of one forward; longer prompts are computed in chunks.
         max_sequences: sequences that run at once; more wait.
         max_model_len: longest prompt + max_tokens; by default and at most what config.json allows.
@@ -61,7 +60,7 @@ class Engine:
         prefix_cache: whether requests of one tenant that begin alike share what is cached of it.
         deterministic: compute a request's logits to the same bits whatever else is in the batch,
             however its prompt is cut and whether it was paused. On the CPU only; where that
-            costs speed, see docs/engine.md.
+            costs speed, see docs/en/engine.md.
         speculate: "lookup" guesses tokens from the request's own text, "draft" (as without it)
             by `draft_model`, a smaller one with the same tokens; the model checks several at once
             (`qwenkit.engine.speculate`), and what it says stays the same.

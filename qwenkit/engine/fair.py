@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import weakref
 from collections import deque
 from collections.abc import Iterator
 
@@ -26,7 +27,7 @@ class FairQueue:
         self._queues: dict[str, deque[Request]] = {}
         self._served: dict[str, int] = {}
         self._active: dict[str, int] = {}  # requests that wait or run; without any it is forgotten
-        self._deadlines: list[tuple[float, int, Request]] = []
+        self._deadlines: list[tuple[float, int, weakref.ref[Request]]] = []
         self._order = itertools.count()
         self._size = 0
 
@@ -44,9 +45,11 @@ class FairQueue:
         self._size += 1
         if request.deadline is not None:
             if len(self._deadlines) > 2 * self._size + 64:  # most of them have started long ago
-                self._deadlines = [each for each in self._deadlines if each[2].waits]
+                self._deadlines = [each for each in self._deadlines if _waiting(each[2])]
                 heapq.heapify(self._deadlines)
-            heapq.heappush(self._deadlines, (request.deadline, next(self._order), request))
+            # Nothing is kept alive here: an ended request lets go of its prompt and its adapter.
+            entry = (request.deadline, next(self._order), weakref.ref(request))
+            heapq.heappush(self._deadlines, entry)
 
     def remove(self, request: Request) -> None:
         """Take a request out of the line, to run it or to end it."""
@@ -78,7 +81,12 @@ class FairQueue:
         """Those still waiting whose deadline has passed."""
         late = []
         while self._deadlines and self._deadlines[0][0] <= now:
-            request = heapq.heappop(self._deadlines)[2]
-            if request.waits:
+            request = _waiting(heapq.heappop(self._deadlines)[2])
+            if request is not None:
                 late.append(request)
         return late
+
+
+def _waiting(held: weakref.ref[Request]) -> Request | None:
+    request = held()
+    return request if request is not None and request.waits else None

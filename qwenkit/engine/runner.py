@@ -87,7 +87,7 @@ class Runner:
         rows = None
         if len(ends) < n:
             rows = self._tensor(np.array(ends, dtype=np.int64))
-        elif self._graphs is not None and not batch.adapters:
+        elif self._graphs is not None and n == len(spans) and not batch.adapters:
             return self._graphs.forward(batch)
         with ops.batch_invariant() if self.invariant else contextlib.nullcontext():
             logits: Tensor = self.model(batch, rows)

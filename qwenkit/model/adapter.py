@@ -74,7 +74,7 @@ _TENSOR = re.compile(r"(?:base_model\.model\.)?(.+)\.lora_([AB])(?:\.default)?\.
 
 
 @dataclass(frozen=True)
-class _Config:
+class AdapterConfig:
     """What of adapter_config.json says how the tensors are used."""
 
     rank: int
@@ -108,9 +108,7 @@ def read_adapter(path: str | os.PathLike[str], model: Qwen) -> Adapter:
     (it does not fit the model).
     """
     folder = Path(path)
-    if not folder.is_dir():
-        raise FormatError(f"{folder} is no folder.", f"Give the one that has {CONFIG_NAME}.")
-    config, linears = _read_config(folder), adaptable(model)
+    config, linears = read_config(folder), adaptable(model)
     with _open(folder) as file:
         pairs = _pairs(file.keys(), folder)
         _check_targets(config, pairs, linears, folder)
@@ -148,7 +146,13 @@ def adaptable(model: Qwen) -> dict[str, nn.Module]:
     return found
 
 
-def _read_config(folder: Path) -> _Config:
+def read_config(path: str | os.PathLike[str]) -> AdapterConfig:
+    """What can be known of an adapter without its weights and without its model. Errors: those of
+    `read_adapter` for the configuration.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        raise FormatError(f"{folder} is no folder.", f"Give the one that has {CONFIG_NAME}.")
     where = folder / CONFIG_NAME
     if not where.exists():
         raise FormatError(f"{folder} has no {CONFIG_NAME}.", SAVE_AGAIN)
@@ -172,7 +176,7 @@ def _read_config(folder: Path) -> _Config:
     layers = [layers] if isinstance(layers, int) else layers
     if layers is not None and not _is_list(layers, int):
         raise ConfigError(f"{where}: layers_to_transform is no list of numbers.", SAVE_AGAIN)
-    return _Config(
+    return AdapterConfig(
         rank,
         alpha,
         bool(values.get("use_rslora")),
@@ -258,7 +262,7 @@ def _pairs(names: Iterable[str], folder: Path) -> dict[str, dict[str, str]]:
 
 
 def _check_targets(
-    config: _Config, pairs: Iterable[str], linears: Iterable[str], folder: Path
+    config: AdapterConfig, pairs: Iterable[str], linears: Iterable[str], folder: Path
 ) -> None:
     """What the configuration names, what the file has, and what the model has must be the same."""
     ends = sorted({name.rpartition(".")[2] for name in linears})
@@ -285,7 +289,7 @@ def _read(
     linear: Any,
     module: str,
     side: str,
-    config: _Config,
+    config: AdapterConfig,
     folder: Path,
 ) -> Tensor:
     """lora_A, or lora_B with the scale in it, in float32."""

@@ -34,7 +34,7 @@ from qwenkit.io.safetensors import Checkpoint, save_file, save_sharded
 from qwenkit.model.gguf import GgufWeights
 from qwenkit.model.layers import RMSNorm
 from qwenkit.model.linear import Linear, QuantEmbedding, QuantLinear, is_packed
-from qwenkit.model.packing import EMBEDDING, Packing, kind_of, read_packed
+from qwenkit.model.packing import EMBEDDING, Packing, kind_of, read_weight
 from qwenkit.model.published import PublishedWeights
 from qwenkit.model.qwen import Qwen
 from qwenkit.model.weights import DenseWeights, Weights, few, unfit
@@ -59,7 +59,8 @@ def load_model(
     GGUF file, given by its name or as `read_gguf` has read it.
 
     `dtype` "auto" takes the checkpoint's own, with two exceptions: float16 overflows in this family
-    and runs as bfloat16, and bfloat16 runs as float32 on a CPU that has no instructions for it.
+    and runs as bfloat16, and bfloat16 runs as float32 on a CPU where neither PyTorch nor the C++
+    part computes it fast.
     `quantize` (a key of `QUANTIZE`) packs the weights on the way.
     `check_finite` reads every weight and refuses nan and inf, naming the tensor.
     `prepack` puts each packed weight in the order of the kernels as soon as it is read, so that no
@@ -135,13 +136,14 @@ def fill(
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
     for name in sorted(shapes, key=lambda name: -shapes[name].numel()):
         kind = kind_of(model, weights, name, dtype, how.quantize)
-        found = read_packed(weights, name, kind, torch.device(device), how)
+        found = read_weight(weights, name, kind, torch.device(device), how)
         if not isinstance(found, Tensor):
             _place(model, name, found, dtype)
             continue
-        state[name] = found.to(device=device, dtype=dtype)
-        if how.prepack and found.ndim == 2 and state[name].device.type == "cpu":
-            state[name] = pages.copy(state[name])
+        if how.prepack and found.ndim == 2 and torch.device(device).type == "cpu":
+            state[name] = pages.copy(found, dtype)
+        else:
+            state[name] = found.to(device=device, dtype=dtype)
     model.load_state_dict(state, assign=True)
 
 

@@ -71,7 +71,7 @@ def kind_of(
     return quantize if matrix and not router else None
 
 
-def read_packed(
+def read_weight(
     weights: Weights, name: str, kind: str | None, device: torch.device, how: Packing
 ) -> Tensor | Packed | KernelWeight:
     """A tensor on its device, packed to `kind`, or as the file has it without one.
@@ -81,10 +81,10 @@ def read_packed(
     for_kernels = how.prepack and device.type == "cpu"
     if kind is None:
         found = _read(weights, name, None, how)
-        if isinstance(found, Tensor):
-            return found
-        ready = ops.prepack(found) if for_kernels else found.to(device)
-        if ready is not found:
+        ready: Tensor | Packed | KernelWeight = found
+        if isinstance(found, Packed):
+            ready = ops.prepack(found) if for_kernels else found.to(device)
+        if isinstance(found, Tensor) or ready is not found:  # else it is the mapped file itself
             weights.release(name)
         return ready
 
@@ -94,9 +94,10 @@ def read_packed(
         return ops.quantize(plain, kind, group_size=QUANTIZE.get(kind))
 
     out, width = weights.shapes()[name]
-    return (ops.prepack_rows((out, width), packed) if for_kernels else None) or packed(None).to(
-        device
-    )
+    made = ops.prepack_rows((out, width), packed) if for_kernels else None
+    result = packed(None).to(device) if made is None else made
+    weights.release(name)
+    return result
 
 
 def _read(weights: Weights, name: str, rows: slice | None, how: Packing) -> Tensor | Packed:

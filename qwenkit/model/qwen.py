@@ -45,8 +45,8 @@ class Block(nn.Module):
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, batch: Batch) -> Tensor:
         """x (N, C) → (N, C). Fused, x is changed in place."""
         kv = batch.kv
-        fits = kv is not None and kv.k[0].is_floating_point() and not batch.adapters
-        if self.fused is not None and kv is not None and fits and not torch.is_grad_enabled():
+        fits = kv is not None and not batch.adapters and not torch.is_grad_enabled()
+        if self.fused is not None and kv is not None and fits:
             cache = (kv.k[self.self_attn.layer], kv.v[self.self_attn.layer])
             where = (kv.slots, kv.block_tables, kv.context_lens, batch.cu_seqlens)
             return self.fused(x, (cos, sin), cache, *where)

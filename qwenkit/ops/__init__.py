@@ -59,7 +59,7 @@ from qwenkit.ops import cpu, draw, formats, grouped, layer, reference, triton
 from qwenkit.ops.formats import FORMATS, Packed, quantize
 from qwenkit.ops.layer import DecoderLayer
 from qwenkit.ops.layout import KernelWeight, repack, repack_rows
-from qwenkit.ops.reference import token_logprobs
+from qwenkit.ops.reference import cache_width, token_logprobs
 
 __all__ = [
     "DecoderLayer",
@@ -210,6 +210,14 @@ def _chosen(given: list[Tensor]) -> Any:
     return triton if chosen == "triton" and triton.takes(*given) else reference
 
 
+def _cached(cache: Tensor, *tensors: Tensor) -> Any:
+    """`_body` of an op on a cache; int8 is a cache's dtype and no op's, and Triton's takes none."""
+    if cache.dtype != torch.int8:
+        return _body(cache, *tensors)
+    body = _body(*(x for x in tensors if x.dtype != torch.int8))
+    return reference if body is triton else body
+
+
 def prepack(packed: Packed) -> Packed | KernelWeight:
     """The weight as the kernels of its device want it; itself where none takes it. Once, at load.
 
@@ -225,11 +233,6 @@ def prepack_rows(shape: tuple[int, int], rows: Callable[[slice], Packed]) -> Ker
     `rows(slice)` packs the rows asked for. None where the CPU has no kernel for it.
     """
     return repack_rows(shape, rows) if backend() == "cpu" else None
-
-
-def cache_width(head_dim: int, dtype: torch.dtype) -> int:
-    """Entries of a cache of this dtype for one token and head."""
-    return head_dim + 4 if dtype == torch.int8 else head_dim
 
 
 def make_layer(
@@ -306,7 +309,7 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
 
 def store_kv(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor) -> None:
     """Write new keys and values to their slots."""
-    _body(k, v, k_cache, v_cache).store_kv(k, v, k_cache, v_cache, slots)
+    _cached(k_cache, k, v, v_cache).store_kv(k, v, k_cache, v_cache, slots)
 
 
 def paged_attention(
@@ -320,7 +323,7 @@ def paged_attention(
     window: int | None = None,
 ) -> Tensor:
     """Attention of each sequence's last positions over what it has in the cache."""
-    body = _body(q, k_cache, v_cache)
+    body = _cached(k_cache, q, v_cache)
     if body is triton and q.shape[2] > triton.MAX_HEAD_DIM:
         body = reference
     where = (block_tables, context_lens, cu_seqlens, scale, window)

@@ -26,7 +26,8 @@ def store_kv(
     v_cache: int,
     slots: int,
     tokens: int,
-    width: int,
+    heads: int,
+    head_dim: int,
     dtype: str,
     cache_dtype: str,
 ) -> None: ...

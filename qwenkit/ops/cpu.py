@@ -23,6 +23,7 @@ from torch import Tensor
 
 from qwenkit.errors import OptionError
 from qwenkit.ops.layout import KernelWeight
+from qwenkit.ops.reference import cache_width
 
 try:
     import qwenkit.ops._cpu as _cpu
@@ -36,6 +37,7 @@ else:
     _import_error = None
 
 DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
+CACHE_DTYPES = {**DTYPES, torch.int8: "int8"}
 
 
 @functools.cache
@@ -124,10 +126,13 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
 
 
 def store_kv(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor) -> None:
-    """k and v (N, K, D) into contiguous caches (B, T, K, D) at slots (N) int64."""
+    """k and v (N, K, D) into contiguous caches (B, T, K, D), in int8 (B, T, K, D + 4), at slots (N)
+    int64.
+    """
     assert k.shape == v.shape and k.dtype == v.dtype and k.dtype in DTYPES, (k.shape, v.shape)
     assert k_cache.is_contiguous() and v_cache.is_contiguous() and slots.dtype == torch.int64
-    assert k_cache.shape == v_cache.shape and k_cache.shape[2:] == k.shape[1:], k_cache.shape
+    (_, heads, d), width = k.shape, cache_width(k.shape[2], k_cache.dtype)
+    assert k_cache.shape == v_cache.shape and k_cache.shape[2:] == (heads, width), k_cache.shape
     k, v, slots = k.contiguous(), v.contiguous(), slots.contiguous()
     _cpu.store_kv(
         k.data_ptr(),
@@ -136,9 +141,10 @@ def store_kv(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tens
         v_cache.data_ptr(),
         slots.data_ptr(),
         len(k),
-        k.shape[1] * k.shape[2],
+        heads,
+        d,
         DTYPES[k.dtype],
-        DTYPES[k_cache.dtype],
+        CACHE_DTYPES[k_cache.dtype],
     )
 
 
@@ -152,11 +158,14 @@ def paged_attention(
     scale: float,
     window: int | None = None,
 ) -> Tensor:
-    """q (N, H, D) over contiguous caches (B, T, K, D); the other three int32. Like q."""
-    assert q.dtype in DTYPES and k_cache.dtype == v_cache.dtype and k_cache.dtype in DTYPES
+    """q (N, H, D) over contiguous caches (B, T, K, D), in int8 (B, T, K, D + 4); the other three
+    int32. Like q.
+    """
+    assert q.dtype in DTYPES and k_cache.dtype == v_cache.dtype and k_cache.dtype in CACHE_DTYPES
     assert k_cache.is_contiguous() and v_cache.is_contiguous() and k_cache.shape == v_cache.shape
     (_, h, d), (_, t, k, _) = q.shape, k_cache.shape
-    assert k_cache.shape[3] == d and h % k == 0, (q.shape, k_cache.shape)
+    width = cache_width(d, k_cache.dtype)
+    assert k_cache.shape[3] == width and h % k == 0, (q.shape, k_cache.shape)
     q = q.contiguous()
     numbers = [x.to(torch.int32).contiguous() for x in (block_tables, context_lens, cu_seqlens)]
     out = torch.empty_like(q)
@@ -171,7 +180,7 @@ def paged_attention(
         [len(context_lens), h, k, d, t, block_tables.shape[1], window or 0],
         scale,
         DTYPES[q.dtype],
-        DTYPES[k_cache.dtype],
+        CACHE_DTYPES[k_cache.dtype],
     )
     return out
 

@@ -78,7 +78,7 @@ class DecoderLayer:
             [len(context_lens), h, k, d, cache[0].shape[1], tables.shape[1], self.window or 0],
             self.scale,
             cpu.DTYPES[x.dtype],
-            cpu.DTYPES[cache[0].dtype],
+            cpu.CACHE_DTYPES[cache[0].dtype],
         )
         return x
 
@@ -108,8 +108,10 @@ def make_layer(
     scale: float,
     window: int | None = None,
 ) -> DecoderLayer | None:
-    """A `DecoderLayer` of weights (out, in) in that order; None where the kernels cannot do it."""
-    if not cpu.available() or not all(_fits(weight) for weight in weights):
+    """A `DecoderLayer` of weights (out, in) in that order; None where the kernels cannot do it, or
+    where the norms are of a dtype that they do not compute in.
+    """
+    if not cpu.takes(*norms) or not all(_fits(weight) for weight in weights):
         return None
     return DecoderLayer(
         tuple(weights),

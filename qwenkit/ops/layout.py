@@ -43,8 +43,8 @@ _ROWS_AT_ONCE = 1 << 20
 class KernelWeight:
     """What `Packed` is to files, for the kernels of one vector width: the same weight, re-ordered.
 
-    `lanes` is the width that it was made for. Has `shape`, `nbytes`, `device`, `rows` and `to` as
-    `Packed` has.
+    `lanes` is the width that it was made for. Has `shape`, `nbytes`, `device` and `to` as `Packed`
+    has.
     """
 
     format: str

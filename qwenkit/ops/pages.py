@@ -10,6 +10,7 @@ tensors, and only what is written to takes memory.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import mmap
 import threading
@@ -46,7 +47,8 @@ class _Maps:
         address = torch.frombuffer(held, dtype=torch.uint8).data_ptr()  # begin at a multiple
         self._at = -address % _PAGE
         self._end = self._at + size
-        held.madvise(mmap.MADV_HUGEPAGE, self._at, size)
+        with contextlib.suppress(OSError):  # a kernel without them
+            held.madvise(mmap.MADV_HUGEPAGE, self._at, size)
         self._map = weakref.ref(held)
         return held
 
@@ -54,9 +56,9 @@ class _Maps:
 _maps = _Maps()
 
 
-def copy(tensor: Tensor) -> Tensor:
-    """The tensor, from the CPU, in such memory."""
-    return empty(tuple(tensor.shape), tensor.dtype).copy_(tensor)
+def copy(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """The tensor in such memory, as `dtype`."""
+    return empty(tuple(tensor.shape), dtype).copy_(tensor)
 
 
 def empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

@@ -147,6 +147,11 @@ def store_kv(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tens
         cache.view(-1, *cache.shape[2:])[slots] = rows
 
 
+def cache_width(head_dim: int, dtype: torch.dtype) -> int:
+    """Entries of a cache of this dtype for one token and head."""
+    return head_dim + 4 if dtype == torch.int8 else head_dim
+
+
 def pack_rows(x: Tensor) -> Tensor:
     """x (…, D) → (…, D + 4) int8: codes from -127 to 127 and the four bytes of their float32
     scale, a 127th of the largest magnitude.

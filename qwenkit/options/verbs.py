@@ -41,7 +41,7 @@ class ModelOptions(Options):
     model: str = opt(DEFAULT_MODEL, _MODEL_HELP, positional=True, metavar="MODEL")
     dtype: Dtype = opt(
         "auto",
-        "arithmetic; auto is the checkpoint's own, float32 on a CPU without bfloat16",
+        "arithmetic; auto is the checkpoint's own, float32 where bfloat16 would be slow",
         group="loading",
     )
     quantize: Literal["int4", "int8"] | None = opt(

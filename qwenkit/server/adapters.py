@@ -55,7 +55,8 @@ async def load(request: Request) -> Response:
     """Serve an adapter under a name of its own. `load_inplace`: also where there is one already."""
     service = service_of(request)
     body = await read(request, LoadAdapter)
-    await asyncio.to_thread(_load, service, body)
+    async with service.adapter_turn:
+        await asyncio.to_thread(_load, service, body)
     log.info("adapter %r is loaded", body.lora_name)
     return JsonResponse(card(service, body.lora_name))
 
@@ -66,7 +67,8 @@ async def unload(request: Request) -> Response:
     service = service_of(request)
     body = await read(request, UnloadAdapter)
     try:
-        await asyncio.to_thread(service.llm.adapters.unload, body.lora_name)
+        async with service.adapter_turn:
+            await asyncio.to_thread(service.llm.adapters.unload, body.lora_name)
     except RequestError:
         raise no_model(body.lora_name, "lora_name") from None
     log.info("adapter %r is unloaded", body.lora_name)

@@ -17,6 +17,7 @@ import hashlib
 import os
 import shutil
 import tempfile
+import threading
 import weakref
 from functools import cached_property
 from pathlib import Path
@@ -88,13 +89,18 @@ class Objects:
     def __init__(self, data: DataFolder, kind: str, noun: str) -> None:
         self._data, self._kind, self._noun = data, kind, noun
         self._known: dict[str, dict[str, Object]] = {}
+        self._lock = threading.RLock()  # files are written in threads
 
     def tenants(self) -> list[str]:
         """Whoever was known before: only where the operator named a folder."""
         return self._data.tenants()
 
     def all(self, tenant: str) -> dict[str, Object]:
-        """id → object, the oldest first."""
+        """id → object, the oldest first, as they are now."""
+        with self._lock:
+            return dict(self._of(tenant))
+
+    def _of(self, tenant: str) -> dict[str, Object]:
         if tenant not in self._known:
             folder = self._data.folder(tenant, self._kind)
             found = [read_json(path) for path in folder.glob("*.json")]
@@ -104,7 +110,8 @@ class Objects:
 
     def get(self, tenant: str, object_id: str) -> Object:
         """Errors: ApiError 404."""
-        found = self.all(tenant).get(object_id)
+        with self._lock:
+            found = self._of(tenant).get(object_id)
         if found is None:
             raise self._not_found(object_id)
         return found
@@ -127,12 +134,14 @@ class Objects:
     def put(self, tenant: str, found: Object) -> None:
         """Write an object, or its newer state."""
         write_json(self.path(tenant, found["id"]).with_suffix(".json"), found)
-        self.all(tenant)[found["id"]] = found
+        with self._lock:
+            self._of(tenant)[found["id"]] = found
 
     def remove(self, tenant: str, object_id: str) -> None:
         """Its JSON first, so that there is never an object without its content."""
         path = self.path(tenant, object_id)
-        self.all(tenant).pop(object_id, None)
+        with self._lock:
+            self._of(tenant).pop(object_id, None)
         path.with_suffix(".json").unlink(missing_ok=True)
         path.unlink(missing_ok=True)
         fsync_dir(path.parent)

@@ -59,6 +59,8 @@ class EngineCollector(Collector):
             "generation_tokens": ("Tokens that were generated.", stats.generation_tokens),
             "prefix_cache_queries": ("Tokens looked up in the cache.", stats.prompt_tokens),
             "prefix_cache_hits": ("Tokens found in the cache.", stats.cached_tokens),
+            "spec_decode_num_draft_tokens": ("Draft tokens.", stats.draft_tokens),
+            "spec_decode_num_accepted_tokens": ("Those that were right.", stats.accepted_tokens),
             "num_preemptions": ("Times that a request was paused.", stats.preemptions),
         }
         for name, (text, value) in gauges.items():

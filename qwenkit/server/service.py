@@ -59,8 +59,8 @@ class Call:
             if self._work is not None:
                 self._work.cancel()
 
-    async def attend(self, work: Coroutine[Any, Any, R], receive: Receive) -> R:
-        """Await `work` for as long as the client is there.
+    async def attend(self, work: Coroutine[Any, Any, R], receive: Receive | None = None) -> R:
+        """Await `work` for as long as the client is there; without `receive` there is none to go.
 
         Errors: Ended when the client has gone; the `ApiError` that `end` was called with; those of
         `work`.
@@ -81,7 +81,10 @@ class Call:
                 task.cancel()
 
 
-async def _gone(receive: Receive) -> None:
+async def _gone(receive: Receive | None) -> None:
+    if receive is None:
+        await asyncio.Event().wait()
+        return
     while (await receive())["type"] != "http.disconnect":
         pass
 
@@ -122,6 +125,8 @@ class Service:
         self.files = Objects(data, "files", "file")
         self.batches = Objects(data, "batches", "batch")
         self.responses = StoredResponses(options.max_stored, options.max_stored_bytes)
+        self.adapter_turn, self.upload_turn = asyncio.Lock(), asyncio.Lock()
+        """One at a time: threads are for all, and room that was found free shall still be."""
         self.received = 0
         self.draining = False
 

@@ -7,7 +7,6 @@ closed, and with it the request in the engine.
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
@@ -18,6 +17,7 @@ from starlette.types import Receive, Scope, Send
 from qwenkit.server.errors import as_api_error
 from qwenkit.server.logs import log_bug
 from qwenkit.server.service import Call, Ended
+from qwenkit.utils import json_line
 
 DONE = b"data: [DONE]\n\n"
 HEADERS = {
@@ -31,12 +31,7 @@ Events = AsyncGenerator[bytes, None]
 def event(value: Any, name: str | None = None) -> bytes:
     """One event; `name` is its `event:` line."""
     head = b"" if name is None else b"event: " + name.encode() + b"\n"
-    return head + b"data: " + encode(value) + b"\n\n"
-
-
-def encode(value: Any) -> bytes:
-    """JSON in one line of UTF-8."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+    return head + b"data: " + json_line(value) + b"\n\n"
 
 
 class JsonResponse(Response):
@@ -45,7 +40,7 @@ class JsonResponse(Response):
     media_type = "application/json"
 
     def render(self, content: Any) -> bytes:
-        return encode(content)
+        return json_line(content)
 
 
 class EventStream(Response):

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from qwenkit.server.errors import ApiError, bad_value
+from qwenkit.utils import json_line
 
 
 @dataclass
@@ -22,6 +23,7 @@ class Stored:
     response: bytes
     items: bytes
     previous: str | None
+    status: str
     work: Any = None
     """The call that computes it in the background, while it does."""
 
@@ -42,7 +44,8 @@ class StoredResponses:
     ) -> None:
         """Keep a response, or its newer state; what is too large alone is not kept, and says so."""
         own = self._tenants.setdefault(tenant, OrderedDict())
-        found = Stored(encode(response), encode(items), response["previous_response_id"], work)
+        previous, status = response["previous_response_id"], response["status"]
+        found = Stored(json_line(response), json_line(items), previous, status, work)
         if found.size > self.max_bytes:
             response["store"] = False
             own.pop(response["id"], None)
@@ -80,12 +83,12 @@ class StoredResponses:
         own = self._tenants.get(tenant, OrderedDict())
         return sum(each.work is not None for each in own.values())
 
-    def chain(self, tenant: str, last: str | None) -> list[dict[str, Any]]:
-        """The items of a response, of those before it, and their outputs, oldest first.
+    def chain(self, tenant: str, last: str | None) -> list[Stored]:
+        """A response and those before it, oldest first.
 
         Errors: ApiError 400 when one of them is not (or no longer) there, or not done.
         """
-        found: list[list[dict[str, Any]]] = []
+        found: list[Stored] = []
         while last is not None:
             try:
                 stored = self.get(tenant, last)
@@ -94,14 +97,17 @@ class StoredResponses:
                 raise bad_value(
                     "previous_response_id", text, "previous_response_not_found"
                 ) from None
-            response = json.loads(stored.response)
-            if response["status"] not in ("completed", "incomplete"):
-                text = f"The previous response is {response['status']}; nothing can follow it."
+            if stored.status not in ("completed", "incomplete"):
+                text = f"The previous response is {stored.status}; nothing can follow it."
                 raise bad_value("previous_response_id", text)
-            found.append([*json.loads(stored.items), *response["output"]])
+            found.append(stored)
             last = stored.previous
-        return [item for items in reversed(found) for item in items]
+        return found[::-1]
 
 
-def encode(value: Any) -> bytes:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+def items_of(chain: list[Stored]) -> list[dict[str, Any]]:
+    """What was asked and what was answered, one after the other."""
+    found: list[dict[str, Any]] = []
+    for stored in chain:
+        found += [*json.loads(stored.items), *json.loads(stored.response)["output"]]
+    return found

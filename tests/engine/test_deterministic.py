@@ -134,12 +134,18 @@ def test_toy_models(kind: str, dtype: torch.dtype, make_model: Callable[..., Qwe
 
 
 @pytest.mark.parametrize(
-    ("dtype", "quantize"), [("float32", None), ("bfloat16", None), ("bfloat16", "int8")]
+    ("dtype", "quantize", "kv_dtype"),
+    [
+        ("float32", None, "auto"),
+        ("bfloat16", None, "auto"),
+        ("bfloat16", "int8", "auto"),
+        ("bfloat16", "int4", "int8"),
+    ],
 )
-def test_tiny_instruct(dtype: str, quantize: str | None) -> None:
+def test_tiny_instruct(dtype: str, quantize: str | None, kv_dtype: str) -> None:
     model = load_model(ASSETS / "tiny-instruct", dtype, "cpu", quantize=quantize)
     prepare(model)
-    assert differing(model, deterministic=True) == []
+    assert differing(model, deterministic=True, kv_dtype=kv_dtype) == []
 
 
 @pytest.mark.skipif(

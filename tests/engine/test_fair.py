@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from typing import Any
 
 from qwenkit.engine.fair import LOOK_AHEAD, FairQueue
@@ -61,6 +63,10 @@ def test_nothing_is_kept_of_who_has_gone() -> None:
         queue.left(each)
     assert not queue._active and not queue._served and not queue._queues
     assert len(queue._deadlines) <= 66
+    held = [weakref.ref(each) for each in requests]
+    del requests, each
+    gc.collect()
+    assert not any(each() for each in held)
 
 
 def test_only_who_still_waits_can_be_late() -> None:

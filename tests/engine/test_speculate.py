@@ -6,12 +6,14 @@ import random
 import subprocess
 import sys
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from qwenkit.engine import Engine, Request, RequestOutput, SamplingParams
 from qwenkit.engine.blocks import BlockPool
@@ -256,6 +258,22 @@ def test_text_that_repeats_itself_takes_fewer_steps(model: Qwen) -> None:
     stats = engine.stats()
     assert stats.generation_tokens == 60 > 2 * (60 - stats.accepted_tokens)
     assert stats.accepted_tokens <= stats.draft_tokens
+
+
+def test_graphs_get_no_step_with_draft_tokens(model: Qwen, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are captured for one token a sequence."""
+    prompts, params = [[5, 6, 7, 8] * 5], [SamplingParams(max_tokens=60, logit_bias={5: 4.0})]
+    engine = Engine(model, num_blocks=64, speculate="lookup")
+    seen: list[int] = []
+
+    def forward(batch: Batch) -> Tensor:
+        seen.append(len(batch.input_ids))
+        logits: Tensor = model(batch)
+        return logits
+
+    monkeypatch.setattr(engine.runner, "_graphs", SimpleNamespace(forward=forward))
+    outcome(engine, prompts, params)
+    assert engine.stats().accepted_tokens and seen and set(seen) == {1}
 
 
 def test_the_distribution_is_the_models(make_model: Callable[..., Qwen]) -> None:

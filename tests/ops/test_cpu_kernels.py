@@ -105,23 +105,35 @@ def test_paged_attention_of_any_shape(
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("cache_dtype", DTYPES)
+@pytest.mark.parametrize("cache_dtype", [*DTYPES, torch.int8])
 def test_attention_over_stored_keys(isa: str, dtype: torch.dtype, cache_dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     n, kv, d = 40, 2, 24
     k, v = (torch.randn(n, kv, d).to(dtype) for _ in range(2))
-    caches = [torch.zeros(6, 8, kv, d, dtype=cache_dtype) for _ in range(4)]
+    k[3] = 0
+    width = reference.cache_width(d, cache_dtype)
+    caches = [torch.zeros(6, 8, kv, width, dtype=cache_dtype) for _ in range(4)]
     slots = torch.randperm(48)[:n]
     cpu.store_kv(k, v, caches[0], caches[1], slots)
     reference.store_kv(k, v, caches[2], caches[3], slots)
     assert torch.equal(caches[0], caches[2]) and torch.equal(caches[1], caches[3])
     q = torch.randn(40, 6, d).to(dtype)
     where = (torch.arange(5).int()[None], torch.tensor([40]).int(), torch.tensor([0, 40]).int())
-    wide = [x.float() for x in (q, caches[2], caches[3])]
+    wide = [reference.unpack_rows(x).float() for x in (q, caches[2], caches[3])]
     expected = reference.paged_attention(*wide, *where, 0.2)
     got = cpu.paged_attention(q, caches[0], caches[1], *where, 0.2)
     assert got.dtype == dtype
     torch.testing.assert_close(got, expected.to(dtype), rtol=2**-7, atol=1e-5)
+
+
+def test_a_spoilt_row_of_an_int8_cache_shows(isa: str) -> None:
+    k = torch.randn(3, 1, 20)
+    k[0, 0, 3], k[1, 0, 5] = torch.nan, torch.inf
+    caches = [torch.zeros(1, 4, 1, 24, dtype=torch.int8) for _ in "kv"]
+    cpu.store_kv(k, k, caches[0], caches[1], torch.arange(3))
+    where = (torch.zeros(3, 1).int(), torch.tensor([1, 2, 3]).int(), torch.arange(4).int())
+    out = cpu.paged_attention(torch.randn(3, 1, 20), *caches, *where, 0.2)
+    assert not out.isfinite().all(-1).any()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from qwenkit import ops
-from qwenkit.ops import KernelWeight, cpu
+from qwenkit.ops import KernelWeight, cpu, reference
 from qwenkit.ops.layer import DecoderLayer, make_layer
 
 pytestmark = pytest.mark.skipif(
@@ -51,6 +51,15 @@ def layer_of(format: str, c: int, f: int, heads: tuple[int, int, int]) -> Decode
     return layer
 
 
+def test_a_dtype_that_no_kernel_computes_in_is_left_to_the_ops() -> None:
+    c = 64
+    weights = [weight_of((c, c), "int4") for _ in range(7)]
+    for dtype, fused in ((torch.float16, False), (torch.bfloat16, True), (torch.float32, True)):
+        norms = (torch.ones(c, dtype=dtype), torch.ones(c, dtype=dtype))
+        made = make_layer(weights, [None] * 7, norms, EPS, (2, 2, 32), SCALE)
+        assert (made is not None) == fused
+
+
 def one_by_one(
     layer: DecoderLayer,
     x: Tensor,
@@ -77,7 +86,7 @@ def one_by_one(
 
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("shape", [(96, 160, (6, 2, 16)), (72, 100, (3, 1, 24))])
-@pytest.mark.parametrize("cache_dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("cache_dtype", [torch.float32, torch.bfloat16, torch.int8])
 def test_layer(
     isa: str, format: str, shape: tuple[int, int, tuple[int, int, int]], cache_dtype: torch.dtype
 ) -> None:
@@ -91,7 +100,9 @@ def test_layer(
         x = torch.randn(n, c)
         angle = torch.rand(n, heads[2] // 2) * 6
         rotation = (angle.cos(), angle.sin())
-        cache = tuple(torch.randn(blocks * 3, 8, heads[1], heads[2]).to(cache_dtype) for _ in "kv")
+        old = [torch.randn(blocks * 3, 8, heads[1], heads[2]) for _ in "kv"]
+        packed = cache_dtype == torch.int8
+        cache = [reference.pack_rows(x) if packed else x.to(cache_dtype) for x in old]
         tables = torch.randperm(blocks * 3)[: blocks * len(lens)].view(len(lens), blocks).int()
         at = [torch.arange(t - s, t) for s, t in zip(lens, contexts, strict=True)]
         slots = torch.cat([tables[i, p // 8].long() * 8 + p % 8 for i, p in enumerate(at)])
@@ -107,8 +118,9 @@ def test_layer(
             error = (got.float() - expected).abs().max() / expected.abs().max()
             assert error < (1e-5 if exact else 0.02), (lens, x_dtype, error)
             if x_dtype == torch.float32:
-                torch.testing.assert_close(mine[0], cache[0], rtol=0.01, atol=1e-4)
-                torch.testing.assert_close(mine[1], cache[1], rtol=0.01, atol=1e-4)
+                for new, expected_cache in zip(mine, cache, strict=True):
+                    rows = reference.unpack_rows(new), reference.unpack_rows(expected_cache)
+                    torch.testing.assert_close(*rows, rtol=0.01, atol=0.05 if packed else 1e-4)
 
 
 def test_a_copy_has_addresses_of_its_own() -> None:

@@ -36,10 +36,11 @@ def test_neighbours_are_apart() -> None:
 
 def test_a_copy_has_its_own_memory() -> None:
     first = torch.randn(300, 7)
-    second = pages.copy(first)
+    second = pages.copy(first, first.dtype)
     assert torch.equal(first, second)
     second.zero_()
     assert bool(first.any())
+    assert torch.equal(pages.copy(first, torch.bfloat16), first.bfloat16())
 
 
 def test_threads_get_memory_of_their_own() -> None:
@@ -81,6 +82,12 @@ class TestMaps:
         assert maps[0]() is None
         pages.empty((10,), torch.uint8)
         assert len(maps) == 2
+
+    def test_a_system_without_them_gives_others(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(pages, "_maps", pages._Maps())
+        monkeypatch.setattr(mmap, "MADV_HUGEPAGE", -1)  # EINVAL, as a kernel without them says
+        made = pages.empty((3 * MIB,), torch.uint8).fill_(7)
+        assert bool((made == 7).all())
 
     def test_the_system_is_asked_for_large_pages(self) -> None:
         whole = pages.empty((8 * MIB,), torch.uint8).fill_(1)

@@ -16,6 +16,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from qwenkit.llm import LLM
+from qwenkit.server.openai import tokens
 
 MODEL = "tiny-instruct"
 ENTRIES, ABOVE = "array_above_max_length", "integer_above_max_value"
@@ -351,6 +352,18 @@ FIELDS = {
 }
 NUMBERS = ["-1", "0", "1", "128", "129", "2147483648", "9223372036854775808", "1e308", "1e-45"]
 NUMBERS += ["NaN", "true", '"1"', "1.5", "-0.0", "99999999999999999999"]
+
+
+@pytest.mark.parametrize("way", ["tokenize", "tokenize chat"])
+def test_only_so_much_text_is_tokenised_at_once(
+    client: TestClient, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tokens, "MAX_CHARS", 100)
+    for count, status in ((100, 200), (101, 400)):
+        response = client.post(WAYS[way].path, json=WAYS[way].saying("x" * count))
+        assert response.status_code == status, response.text
+    error = response.json()["error"]
+    assert (error["param"], error["code"]) == (WAYS[way].prompt, "string_above_max_length")
 
 
 @pytest.mark.parametrize("way", ["chat", "completion stream"])

@@ -9,7 +9,7 @@
 
 namespace qwenkit {
 
-enum class Dtype : int { float32 = 0, bfloat16 = 1 };
+enum class Dtype : int { float32 = 0, bfloat16 = 1, int8 = 2 };  // int8: only of caches, see cache.inc
 
 // How a packed weight's scales are stored; see qlinear.inc.
 enum class Scales : int { float32 = 0, float16 = 1, super_unsigned = 2, super_signed = 3 };
@@ -83,8 +83,8 @@ struct Kernels {
                  std::size_t heads, std::size_t head_dim, Dtype dtype);
     void (*swiglu)(const void *gate, const void *up, void *out, std::size_t count, Dtype dtype);
     void (*store_kv)(const void *k, const void *v, void *k_cache, void *v_cache,
-                     const std::int64_t *slots, std::size_t tokens, std::size_t width, Dtype dtype,
-                     Dtype cache_dtype);
+                     const std::int64_t *slots, std::size_t tokens, std::size_t heads,
+                     std::size_t head_dim, Dtype dtype, Dtype cache_dtype);
     void (*attention)(const AttentionJob &job);
     void (*linear)(const Weight &weight, const void *x, void *out, std::size_t rows, Dtype dtype);
     void (*layer)(const Layer &layer, const LayerJob &job);

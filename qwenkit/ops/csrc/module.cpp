@@ -87,6 +87,10 @@ Dtype dtype_of(const std::string &name) {
     throw std::invalid_argument("dtype must be float32 or bfloat16, not " + name);
 }
 
+Dtype cache_dtype_of(const std::string &name) {
+    return name == "int8" ? Dtype::int8 : dtype_of(name);
+}
+
 void rms_norm(Address x, Address weight, Address out, std::size_t rows, std::size_t cols, float eps,
               const std::string &dtype) {
     if (rows == 0 || cols == 0) return;
@@ -118,15 +122,15 @@ void swiglu(Address gate, Address up, Address out, std::size_t count, const std:
 }
 
 void store_kv(Address k, Address v, Address k_cache, Address v_cache, Address slots,
-              std::size_t tokens, std::size_t width, const std::string &dtype,
+              std::size_t tokens, std::size_t heads, std::size_t head_dim, const std::string &dtype,
               const std::string &cache_dtype) {
-    if (tokens == 0 || width == 0) return;
-    Dtype type = dtype_of(dtype), cache = dtype_of(cache_dtype);
+    if (tokens == 0 || heads == 0 || head_dim == 0) return;
+    Dtype type = dtype_of(dtype), cache = cache_dtype_of(cache_dtype);
     const void *a = pointer(k), *b = pointer(v);
     void *to_k = pointer(k_cache), *to_v = pointer(v_cache);
     const std::int64_t *at = pointer<std::int64_t>(slots);
     nb::gil_scoped_release release;
-    kernels().store_kv(a, b, to_k, to_v, at, tokens, width, type, cache);
+    kernels().store_kv(a, b, to_k, to_v, at, tokens, heads, head_dim, type, cache);
 }
 
 AttentionJob attention_job(Address tables, Address context_lens, Address cu_seqlens,
@@ -150,7 +154,7 @@ void paged_attention(Address q, Address k_cache, Address v_cache, Address out, A
                      float scale, const std::string &dtype, const std::string &cache_dtype) {
     if (sizes.size() == 7 && sizes[0] == 0) return;
     AttentionJob job = attention_job(tables, context_lens, cu_seqlens, sizes, scale);
-    job.dtype = dtype_of(dtype), job.cache_dtype = dtype_of(cache_dtype);
+    job.dtype = dtype_of(dtype), job.cache_dtype = cache_dtype_of(cache_dtype);
     job.q = pointer(q), job.k_cache = pointer(k_cache), job.v_cache = pointer(v_cache);
     job.out = pointer(out);
     nb::gil_scoped_release release;
@@ -240,7 +244,7 @@ void run_layer(const Layer &layer, const std::vector<Address> &addresses, std::s
     job.slots = pointer<std::int64_t>(addresses[3]);
     job.k_cache = pointer(addresses[4]), job.v_cache = pointer(addresses[5]);
     job.attention.k_cache = job.k_cache, job.attention.v_cache = job.v_cache;
-    job.attention.dtype = Dtype::float32, job.attention.cache_dtype = dtype_of(cache_dtype);
+    job.attention.dtype = Dtype::float32, job.attention.cache_dtype = cache_dtype_of(cache_dtype);
     nb::gil_scoped_release release;
     kernels().layer(layer, job);
 }
@@ -276,7 +280,7 @@ NB_MODULE(_cpu, m) {
     m.def("swiglu", &swiglu, nb::arg("gate"), nb::arg("up"), nb::arg("out"), nb::arg("count"),
           nb::arg("dtype"));
     m.def("store_kv", &store_kv, nb::arg("k"), nb::arg("v"), nb::arg("k_cache"), nb::arg("v_cache"),
-          nb::arg("slots"), nb::arg("tokens"), nb::arg("width"), nb::arg("dtype"),
+          nb::arg("slots"), nb::arg("tokens"), nb::arg("heads"), nb::arg("head_dim"), nb::arg("dtype"),
           nb::arg("cache_dtype"));
     m.def("paged_attention", &paged_attention, nb::arg("q"), nb::arg("k_cache"), nb::arg("v_cache"),
           nb::arg("out"), nb::arg("tables"), nb::arg("context_lens"), nb::arg("cu_seqlens"),

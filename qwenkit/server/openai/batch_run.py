@@ -159,6 +159,9 @@ class BatchRun:
                         self._note_id(line[1])
                         continue
                     await self._places.acquire()
+                    if self._over:  # while it waited for others
+                        self._places.release()
+                        break
                     task = asyncio.create_task(self._one_line(line, journal))
                     running.add(task)
                     task.add_done_callback(running.discard)
@@ -274,19 +277,20 @@ class BatchRun:
         """The answer; while there is no room the line waits. Errors: ApiError."""
         service = self._service
         while True:
+            if self._over:
+                raise ApiError(400, "The batch was cancelled.", code="batch_cancelled")
             service.calls.add(call)  # a drain waits for it, and ends it like any other
             self._calls.add(call)
             try:
                 service.check_ready()
                 service.rates.take(self._tenant, "requests", 1)
                 work = answer(service, call, body)
-                return await call.attend(work, _never)  # type: ignore[arg-type]
+                return await call.attend(work)  # type: ignore[arg-type]
             except Exception as error:
                 told = as_api_error(error, call.request_id, call.spelling)
                 if told.status == 500 and not isinstance(error, ApiError):
                     log_bug(call, error)
-                again = told.status in (429, 503) and told.retry_after is not None
-                if not again or self._over:
+                if told.status not in (429, 503) or told.retry_after is None:
                     raise told from error
                 wait = told.retry_after or 1
             finally:
@@ -295,8 +299,7 @@ class BatchRun:
             try:
                 await asyncio.wait_for(self._stopped.wait(), min(wait, 60))
             except asyncio.TimeoutError:
-                continue
-            raise ApiError(400, "The batch was cancelled.", code="batch_cancelled")
+                pass
 
     @property
     def _over(self) -> bool:
@@ -362,7 +365,3 @@ class BatchRun:
 
 def _line_error(param: str, what: str, code: str = "invalid_value") -> ApiError:
     return ApiError(400, f"Invalid '{param}': {what}", param=param, code=code)
-
-
-async def _never() -> Any:
-    await asyncio.Event().wait()

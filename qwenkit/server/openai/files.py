@@ -105,10 +105,11 @@ async def upload(request: Request) -> Response:
             )
         if not found.size:
             raise bad_value("file", "Invalid 'file': it is empty.", "empty_file")
-        check_room(service, tenant, found.size)
-        kept = await asyncio.to_thread(
-            keep, service, tenant, path, found.filename or "upload.jsonl", "batch"
-        )
+        async with service.upload_turn:
+            check_room(service, tenant, found.size)
+            kept = await asyncio.to_thread(
+                keep, service, tenant, path, found.filename or "upload.jsonl", "batch"
+            )
     finally:
         path.unlink(missing_ok=True)
     return JsonResponse(kept)

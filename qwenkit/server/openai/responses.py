@@ -29,6 +29,8 @@ from qwenkit.server.openai.responses_fields import ResponseRequest, renamed
 from qwenkit.server.openai.usage import watched
 from qwenkit.server.service import Call, Service, call_of, service_of
 from qwenkit.server.sse import EventStream, JsonResponse, event
+from qwenkit.server.stored import items_of
+from qwenkit.utils import json_line
 
 router = APIRouter(tags=["responses"])
 READS: dict[str, Any] = {"responses": ERRORS}
@@ -55,10 +57,11 @@ class ItemList(BaseModel):
 class Question:
     """A request that has been checked, and the answer that it grows."""
 
-    def __init__(self, service: Service, call: Call, body: ResponseRequest) -> None:
-        """Errors: ApiError."""
+    def __init__(
+        self, service: Service, call: Call, body: ResponseRequest, earlier: list[dict[str, Any]]
+    ) -> None:
+        """`earlier`: the items of the conversation so far. Errors: ApiError."""
         self.service, self.call, self.body = service, call, body
-        earlier = service.responses.chain(call.caller.tenant, body.previous_response_id)
         chat, self._places = body.chat(earlier)
         with self.renaming():
             self._asked = chat.question(call, service)
@@ -102,6 +105,13 @@ class Question:
             self.service.responses.put(tenant, self.answer.response, self._items, work)
 
 
+async def question_of(service: Service, call: Call, body: ResponseRequest) -> Question:
+    """Errors: ApiError."""
+    chain = service.responses.chain(call.caller.tenant, body.previous_response_id)
+    earlier = await asyncio.to_thread(items_of, chain) if chain else []  # it may be megabytes
+    return Question(service, call, body, earlier)
+
+
 class TypedStream(EventStream):
     """Ends without `[DONE]`, and tells errors in typed events."""
 
@@ -129,7 +139,7 @@ async def answer(service: Service, call: Call, body: ResponseRequest) -> dict[st
     """The whole answer. Errors: ApiError."""
     if body.background:
         raise bad_value("background", "background is only for requests of their own.")
-    return await Question(service, call, body).run()
+    return await (await question_of(service, call, body)).run()
 
 
 @router.post(
@@ -140,20 +150,20 @@ async def create(request: Request) -> Response:
     service, call = service_of(request), call_of(request)
     body = await read(request, ResponseRequest)
     if body.background:
-        return JsonResponse(in_background(service, call, body))
-    question = Question(service, call, body)
+        return JsonResponse(await in_background(service, call, body))
+    question = await question_of(service, call, body)
     if body.stream:
         return TypedStream(question)
     return JsonResponse(await call.attend(question.run(), request.receive))
 
 
-def in_background(service: Service, call: Call, body: ResponseRequest) -> dict[str, Any]:
+async def in_background(service: Service, call: Call, body: ResponseRequest) -> dict[str, Any]:
     """Begin a response; its state. Errors: ApiError."""
     if service.responses.running(call.caller.tenant) >= service.options.max_background:
         raise overloaded("Too many responses are being computed in the background.", 5)
     work = Call()  # the request ends now, and this goes on
     work.caller, work.body_bytes = call.caller, call.body_bytes
-    question = Question(service, work, body)
+    question = await question_of(service, work, body)
     question.keep(work)
     task = asyncio.ensure_future(_work(service, question))
     service.tasks.add(task)
@@ -167,7 +177,7 @@ async def _work(service: Service, question: Question) -> None:
     try:
         grown.response["status"] = "in_progress"
         question.keep(call)
-        await call.attend(question.run(), _never)
+        await call.attend(question.run())
     except ApiError as error:
         grown.fail(error, "cancelled" if error.code == CANCELLED else "failed")
         call.error = error
@@ -182,10 +192,6 @@ async def _work(service: Service, question: Question) -> None:
 
 
 CANCELLED = "cancelled"
-
-
-async def _never() -> Any:
-    await asyncio.Event().wait()
 
 
 @router.get("/v1/responses/{response_id}", response_model=ResponseObject, **READS)
@@ -223,8 +229,8 @@ async def cancel(request: Request, response_id: str) -> Response:
         raise bad_value("response_id", text)
     if found.work is not None:
         found.work.end(ApiError(400, "The response was cancelled.", code=CANCELLED))
-        response["status"] = "cancelled"
-        found.response = json.dumps(response, ensure_ascii=False).encode()
+        response["status"] = CANCELLED
+        found.status, found.response = CANCELLED, json_line(response)
     return _json(found.response)
 
 

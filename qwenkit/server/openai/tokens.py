@@ -21,6 +21,8 @@ from qwenkit.server.service import Service, call_of, service_of
 from qwenkit.server.sse import JsonResponse
 
 router = APIRouter(tags=["tokens"])
+MAX_CHARS = 4 << 20
+"""Of one request: a second of work, which cannot be stopped."""
 
 
 class TokenizeRequest(Strict):
@@ -68,6 +70,11 @@ async def tokenize(request: Request) -> Response:
     if len(body.messages or ()) > service.options.max_messages:
         text = f"Invalid 'messages': at most {service.options.max_messages} entries."
         raise bad_value("messages", text, "array_above_max_length")
+    texts = [body.prompt or "", *(text for m in body.messages or () for text in m.texts())]
+    if sum(map(len, texts)) > MAX_CHARS:
+        param = "messages" if body.prompt is None else "prompt"
+        text = f"Invalid '{param}': at most {MAX_CHARS} characters are tokenised at once."
+        raise bad_value(param, text, "string_above_max_length")
     work = asyncio.to_thread(_ids, service, body)
     return JsonResponse(await call_of(request).attend(work, request.receive))
 
