@@ -216,5 +216,5 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
             for i, (cell, width) in enumerate(zip(row, widths, strict=True))
         ]
         lines.append("| " + " | ".join(cells) + " |")
-    rule = ["-" * width if i == 0 else "-" * (width - 1) + ":" for i, width in enumerate(widths)]
-    return "\n".join([lines[0], "|-" + "-|-".join(rule) + "-|", *lines[1:]])
+    rule = ["-" * (width + 1) + (":" if i else "-") for i, width in enumerate(widths)]
+    return "\n".join([lines[0], f"|{'|'.join(rule)}|", *lines[1:]])
