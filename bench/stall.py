@@ -58,7 +58,14 @@ def main() -> None:
     options = parser.parse_args()
     model = load(options.model, options.dtype, options.quantize)
     length = min(options.prompt, model.config.context_length - options.tokens)
-    driver = Driver(Engine(model, kv_bytes=256 << 20, prefix_cache=False))
+    driver = Driver(
+        Engine(
+            model,
+            kv_bytes=256 << 20,
+            prefix_cache=False,
+            max_model_len=min(4096, model.config.context_length),
+        )
+    )
     prompt = [(i * 37) % 5000 for i in range(length)]
     warm = Client(driver, "warm", prompt[:200], 10)
     warm.ended.get()
