@@ -57,15 +57,9 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=100, help="of the client alone")
     options = parser.parse_args()
     model = load(options.model, options.dtype, options.quantize)
-    length = min(options.prompt, model.config.context_length - options.tokens)
-    driver = Driver(
-        Engine(
-            model,
-            kv_bytes=256 << 20,
-            prefix_cache=False,
-            max_model_len=min(4096, model.config.context_length),
-        )
-    )
+    most = min(4096, model.config.context_length)
+    length = min(options.prompt, most - options.tokens)
+    driver = Driver(Engine(model, kv_bytes=256 << 20, prefix_cache=False, max_model_len=most))
     prompt = [(i * 37) % 5000 for i in range(length)]
     warm = Client(driver, "warm", prompt[:200], 10)
     warm.ended.get()
@@ -74,8 +68,7 @@ def main() -> None:
     itself = long.times[0] - long.began
     alone = Client(driver, "alone", prompt[:20], options.tokens)
     alone.ended.get()
-    room = model.config.context_length - 40
-    beside = Client(driver, "beside", prompt[:20], room)
+    beside = Client(driver, "beside", prompt[:20], most - 40)
     while len(beside.times) < 20:
         time.sleep(0.001)
     long = Client(driver, "long", prompt, 1)
