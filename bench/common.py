@@ -10,19 +10,14 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from qwenkit.io.hub import ASSETS
 from qwenkit.model.load import load_model
 from qwenkit.model.qwen import Qwen
 from qwenkit.model.transforms import prepare
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 ROOT = Path(__file__).resolve().parent.parent
 BUILT = ROOT / "build" / "bench"
@@ -140,28 +135,6 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-@contextmanager
-def held(command: str | None) -> Iterator[None]:
-    """Keep `command` running meanwhile, for instance one that keeps other work off the cores.
-
-    It is given `cat` as its last word, and measuring starts when that answers.
-    """
-    if not command:
-        yield
-        return
-    with subprocess.Popen(
-        [*shlex.split(command), "cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    ) as process:
-        assert process.stdin is not None and process.stdout is not None
-        process.stdin.write(b"\n")
-        process.stdin.flush()
-        process.stdout.readline()
-        try:
-            yield
-        finally:
-            process.stdin.close()
-
-
 class Worker:
     """A process that keeps a model loaded and measures when told to: `bench/worker.py`."""
 
@@ -188,15 +161,8 @@ class Worker:
                 return found
         raise SystemExit(f"the worker ({self._name}) ended with code {self._process.wait()}")
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """End the process."""
         assert self._process.stdin is not None
         self._process.stdin.close()
         self._process.wait()

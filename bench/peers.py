@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from common import Worker, checkpoint, held, median, run, save, say, table
+from common import Worker, checkpoint, median, run, save, say, table
 from peers_setup import BINARIES, PYTHON, gguf, openvino_model, setup
 
 KINDS = ("decode", "decode 4", "decode 16", "prefill 512")
@@ -105,7 +105,9 @@ def engines(
 
     def add(name: str, make: Callable[[Worker, float], Measure], *words: str, **more: Any) -> None:
         say(f"loading {name}")
-        worker = stack.enter_context(Worker(*words, "--threads", threads, **more))
+        worker = stack.enter_context(
+            contextlib.closing(Worker(*words, "--threads", threads, **more))
+        )
         found[name] = make(worker, options.seconds)
 
     add("qwenkit int4", of_worker, "qwenkit", path, "--quantize", "int4")
@@ -135,8 +137,7 @@ def measure(options: argparse.Namespace, absent: dict[str, str]) -> dict[str, An
                 for name, ask in found.items():
                     if name == "transformers" and number and kind != "decode":
                         continue  # slow, and far behind: once is enough
-                    with held(options.hold):
-                        rates[name][kind].append(ask(kind))
+                    rates[name][kind].append(ask(kind))
     return rates
 
 
@@ -175,7 +176,6 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=1.0, help="least time of a measurement")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--without", nargs="*", default=[], help="peers to leave out, by name")
-    parser.add_argument("--hold", help="command to keep running while measuring; ends with cat")
     options = parser.parse_args()
     absent = setup(options.size) | dict.fromkeys(options.without, "left out")
     rates = measure(options, absent)

@@ -15,10 +15,11 @@ from __future__ import annotations
 
 import argparse
 import os
+from contextlib import closing
 from typing import Any
 
 import torch
-from common import Worker, checkpoint, free_memory, held, median, save, say, table
+from common import Worker, checkpoint, free_memory, median, save, say, table
 
 from qwenkit.cli.dev import published_shape
 from qwenkit.eval.speed import read_rate
@@ -49,14 +50,13 @@ def measure(size: str, format: str, options: argparse.Namespace) -> dict[str, An
     say(f"{size} {format}: loading")
     words = ["qwenkit", str(path), *FORMATS[format], "--threads", str(options.threads)]
     found: dict[str, list[float]] = {name: [] for name in (*REQUESTS, "read_rate")}
-    with Worker(*words) as worker:
+    with closing(Worker(*words)) as worker:
         for number in range(options.rounds):
             say(f"{size} {format}: round {number + 1} of {options.rounds}")
-            with held(options.hold):
-                found["read_rate"].append(read_rate())
-                for name, request in REQUESTS.items():
-                    answer = worker.ask(**request, seconds=options.seconds)
-                    found[name].append(answer["rate"])
+            found["read_rate"].append(read_rate())
+            for name, request in REQUESTS.items():
+                answer = worker.ask(**request, seconds=options.seconds)
+                found[name].append(answer["rate"])
         after = worker.ask("about")
     middle = {name: median(values) for name, values in found.items()}
     return {
@@ -103,7 +103,6 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=1.5, help="least time of a measurement")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--hold", help="command to keep running while measuring; ends with cat")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     rows = [measure(size, format, options) for size in options.sizes for format in options.formats]
