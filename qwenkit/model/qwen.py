@@ -27,8 +27,8 @@ from qwenkit.model.rope import Rope
 class Block(nn.Module):
     """One pre-norm layer: x + attention(norm(x)), then x + mlp(norm(x)).
 
-    `fused` is the same in one kernel, which then does the work wherever there is a cache and no
-    adapter; it is made by `transforms.prepare` for weights that no longer change.
+    `fused` is the same in one kernel, which does the work where every layer has one, there is a
+    cache and no adapter; it is made by `transforms.prepare` for weights that no longer change.
     """
 
     fused: ops.DecoderLayer | None = None
@@ -43,13 +43,7 @@ class Block(nn.Module):
         self.post_attention_layernorm = RMSNorm(c, eps)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, batch: Batch) -> Tensor:
-        """x (N, C) → (N, C). Fused, x is changed in place."""
-        kv = batch.kv
-        fits = kv is not None and not batch.adapters and not torch.is_grad_enabled()
-        if self.fused is not None and kv is not None and fits:
-            cache = (kv.k[self.self_attn.layer], kv.v[self.self_attn.layer])
-            where = (kv.slots, kv.block_tables, kv.context_lens, batch.cu_seqlens)
-            return self.fused(x, (cos, sin), cache, *where)
+        """x (N, C) → (N, C)."""
         x = x + self.self_attn(self.input_layernorm(x), cos, sin, batch)
         parts = batch.parts(self.self_attn.layer)
         out: Tensor = x + self.mlp(self.post_attention_layernorm(x), parts)
@@ -91,8 +85,14 @@ class Qwen(nn.Module):
         """The final norm's output, (N, C)."""
         cos, sin = self.rope(batch.positions, batch.scaled)
         x = self.model.embed_tokens(batch.input_ids)
-        for layer in self.model.layers:
-            x = layer(x, cos, sin, batch)
+        kv, fused = batch.kv, self.fused
+        if fused and kv is not None and not batch.adapters and not torch.is_grad_enabled():
+            where = (kv.slots, kv.block_tables, kv.context_lens, batch.cu_seqlens)
+            caches = list(zip(kv.k, kv.v, strict=True))
+            x = ops.run_layers(fused, x.contiguous(), (cos, sin), caches, *where)
+        else:
+            for layer in self.model.layers:
+                x = layer(x, cos, sin, batch)
         out: Tensor = self.model.norm(x)
         return out
 
@@ -107,9 +107,10 @@ class Qwen(nn.Module):
         return out.float()
 
     @property
-    def fused(self) -> bool:
-        """Whether every layer is one kernel."""
-        return all(getattr(layer, "fused", None) is not None for layer in self.model.layers)
+    def fused(self) -> list[ops.DecoderLayer]:
+        """The layers as kernels; empty unless every layer has one."""
+        found = [layer.fused for layer in self.model.layers if isinstance(layer, Block)]
+        return [layer for layer in found if layer is not None] if None not in found else []
 
     @property
     def device(self) -> torch.device:

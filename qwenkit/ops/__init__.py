@@ -57,7 +57,7 @@ from torch import Tensor
 from qwenkit.errors import OptionError
 from qwenkit.ops import cpu, draw, formats, grouped, layer, reference, triton
 from qwenkit.ops.formats import FORMATS, Packed, quantize
-from qwenkit.ops.layer import DecoderLayer
+from qwenkit.ops.layer import DecoderLayer, run_layers
 from qwenkit.ops.layout import KernelWeight, repack, repack_rows
 from qwenkit.ops.reference import cache_width, token_logprobs
 
@@ -84,6 +84,7 @@ __all__ = [
     "quantize",
     "rms_norm",
     "rope",
+    "run_layers",
     "sample",
     "store_kv",
     "swiglu",

@@ -63,9 +63,10 @@ class Layer: ...
 def make_layer(
     weights: Sequence[Weight], biases: Sequence[int], norm1: int, norm2: int, eps: float
 ) -> Layer: ...
-def run_layer(
-    layer: Layer,
+def run_layers(
+    layers: Sequence[Layer],
     addresses: Sequence[int],
+    caches: Sequence[tuple[int, int, int]],
     tokens: int,
     sizes: Sequence[int],
     scale: float,

@@ -1,11 +1,11 @@
-"""A whole decoder layer in one call of the C++ part, for weights that stay as they are.
+"""Whole decoder layers in one call of the C++ part, for weights that stay as they are.
 
     layer = make_layer(weights, biases, norms, eps, …)   # None where the kernels do not take it
-    layer(x, cos, sin, k_cache, v_cache, slots, block_tables, context_lens, cu_seqlens)
+    run_layers(layers, x, rotation, caches, slots, block_tables, context_lens, cu_seqlens)
 
 The same as norm, q/k/v, rope, store_kv, paged_attention, o, norm, swiglu of gate and up, and down
 one by one, but for roundings in between: here all of it is float32. The call costs microseconds
-where the ops one by one cost hundreds, and threads meet six times in a layer.
+where the ops one by one cost hundreds for each layer, and threads meet six times in a layer.
 
 Not covered: gradients, layers with experts, weights that are re-ordered by GPTQ's g_idx.
 Legend: N tokens, S sequences, H/K query/key-value heads, D head dim, C hidden, F ffn,
@@ -48,39 +48,11 @@ class DecoderLayer:
     window: int | None
     _handle: _cpu.Layer | None = field(default=None, repr=False)
 
-    def __call__(
-        self,
-        x: Tensor,
-        rotation: tuple[Tensor, Tensor],
-        cache: tuple[Tensor, Tensor],
-        slots: Tensor,
-        block_tables: Tensor,
-        context_lens: Tensor,
-        cu_seqlens: Tensor,
-    ) -> Tensor:
-        """x (N, C), contiguous, changed in place and returned; `rotation` cos and sin (N, D/2)
-        float32; `cache` (B, T, K, D) contiguous; slots (N) int64; the last three int32, as in
-        `ops.paged_attention`.
-        """
-        assert x.is_contiguous() and x.dtype in cpu.DTYPES and slots.dtype == torch.int64
-        assert rotation[0].dtype == torch.float32 and rotation[0].is_contiguous()
-        assert cache[0].is_contiguous() and cache[0].dtype == cache[1].dtype
-        tables = block_tables.contiguous()
-        assert tables.dtype == context_lens.dtype == cu_seqlens.dtype == torch.int32
+    def handle(self) -> _cpu.Layer:
+        """The addresses for the kernels; valid while this object lives."""
         if self._handle is None:
             self._handle = self._make()
-        at = (x, *rotation, slots, *cache, tables, context_lens, cu_seqlens)
-        h, k, d = self.heads
-        _cpu.run_layer(
-            self._handle,
-            [tensor.data_ptr() for tensor in at],
-            len(x),
-            [len(context_lens), h, k, d, cache[0].shape[1], tables.shape[1], self.window or 0],
-            self.scale,
-            cpu.DTYPES[x.dtype],
-            cpu.CACHE_DTYPES[cache[0].dtype],
-        )
-        return x
+        return self._handle
 
     def _make(self) -> _cpu.Layer:
         handles = [
@@ -128,3 +100,42 @@ def _fits(weight: KernelWeight | Tensor) -> bool:
     if isinstance(weight, KernelWeight):
         return "order" not in weight.tensors
     return weight.is_contiguous() and cpu.takes(weight)
+
+
+def run_layers(
+    layers: Sequence[DecoderLayer],
+    x: Tensor,
+    rotation: tuple[Tensor, Tensor],
+    caches: Sequence[tuple[Tensor, Tensor]],
+    slots: Tensor,
+    block_tables: Tensor,
+    context_lens: Tensor,
+    cu_seqlens: Tensor,
+) -> Tensor:
+    """x (N, C), contiguous, through the layers: changed in place and returned.
+
+    `rotation` is cos and sin (N, D/2) float32; `caches` each layer's k and v (B, T, K, D),
+    contiguous, all alike; slots (N) int64; the last three int32, as in `ops.paged_attention`.
+    """
+    assert x.is_contiguous() and x.dtype in cpu.DTYPES and slots.dtype == torch.int64
+    assert rotation[0].dtype == torch.float32 and rotation[0].is_contiguous()
+    first, cache = layers[0], caches[0][0]
+    assert all(layer.heads == first.heads and layer.scale == first.scale for layer in layers)
+    assert all(k.shape == v.shape == cache.shape and k.is_contiguous() for k, v in caches)
+    tables = block_tables.contiguous()
+    assert tables.dtype == context_lens.dtype == cu_seqlens.dtype == torch.int32
+    at = (x, *rotation, slots, tables, context_lens, cu_seqlens)
+    _cpu.run_layers(
+        [layer.handle() for layer in layers],
+        [tensor.data_ptr() for tensor in at],
+        [
+            (k.data_ptr(), v.data_ptr(), layer.window or 0)
+            for layer, (k, v) in zip(layers, caches, strict=True)
+        ],
+        len(x),
+        [len(context_lens), *first.heads, cache.shape[1], tables.shape[1], 0],
+        first.scale,
+        cpu.DTYPES[x.dtype],
+        cpu.CACHE_DTYPES[cache.dtype],
+    )
+    return x

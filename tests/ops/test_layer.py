@@ -11,7 +11,7 @@ from torch import Tensor
 
 from qwenkit import ops
 from qwenkit.ops import KernelWeight, cpu, reference
-from qwenkit.ops.layer import DecoderLayer, make_layer
+from qwenkit.ops.layer import DecoderLayer, make_layer, run_layers
 
 pytestmark = pytest.mark.skipif(
     not cpu.available(), reason=f"the C++ part is not built: {cpu.unavailable_reason()}"
@@ -112,7 +112,7 @@ def test_layer(
         expected = one_by_one(layer, x, rotation, (cache[0], cache[1]), slots, where)
         for x_dtype in (torch.float32, torch.bfloat16):
             given = x.to(x_dtype, copy=True)
-            got = layer(given, rotation, mine, slots, *where)
+            got = run_layers([layer], given, rotation, [mine], slots, *where)
             assert got is given and got.dtype == x_dtype
             exact = x_dtype == cache_dtype == torch.float32
             error = (got.float() - expected).abs().max() / expected.abs().max()
@@ -121,6 +121,31 @@ def test_layer(
                 for new, expected_cache in zip(mine, cache, strict=True):
                     rows = reference.unpack_rows(new), reference.unpack_rows(expected_cache)
                     torch.testing.assert_close(*rows, rtol=0.01, atol=0.05 if packed else 1e-4)
+
+
+def test_several_layers_in_one_call() -> None:
+    torch.manual_seed(0)
+    heads = (2, 1, 32)
+    layers = [layer_of(format, 64, 96, heads) for format in ("int4", "float32", "int4")]
+    x, angle = torch.randn(2, 64), torch.rand(2, 16)
+    rotation = (angle.cos(), angle.sin())
+    where = (
+        torch.tensor([4, 5]),
+        torch.tensor([[1]], dtype=torch.int32),
+        torch.tensor([2], dtype=torch.int32),
+        torch.tensor([0, 2], dtype=torch.int32),
+    )
+
+    def caches() -> list[tuple[Tensor, Tensor]]:
+        return [(torch.zeros(2, 4, 1, 32), torch.zeros(2, 4, 1, 32)) for _ in layers]
+
+    together, alone = caches(), caches()
+    got = run_layers(layers, x.clone(), rotation, together, *where)
+    for layer, cache in zip(layers, alone, strict=True):
+        run_layers([layer], x, rotation, [cache], *where)
+    assert torch.equal(got, x)
+    for (k, v), (k_alone, v_alone) in zip(together, alone, strict=True):
+        assert torch.equal(k, k_alone) and torch.equal(v, v_alone) and bool(k[1].any())
 
 
 def test_a_copy_has_addresses_of_its_own() -> None:
@@ -135,7 +160,7 @@ def test_a_copy_has_addresses_of_its_own() -> None:
 
     def run(layer: DecoderLayer) -> Tensor:
         cache = (torch.zeros(1, 4, 1, 32), torch.zeros(1, 4, 1, 32))
-        return layer(x.clone(), (angle.cos(), angle.sin()), cache, *rest)
+        return run_layers([layer], x.clone(), (angle.cos(), angle.sin()), [cache], *rest)
 
     expected = run(layer)
     twin = copy.deepcopy(layer)

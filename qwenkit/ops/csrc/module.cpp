@@ -6,11 +6,13 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
 #include <atomic>
 #include <stdexcept>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "kernels.h"
@@ -226,27 +228,35 @@ Layer make_layer(const std::vector<Weight> &weights, const std::vector<Address> 
     return layer;
 }
 
-// addresses: x, cos, sin, slots, k cache, v cache, tables, context lengths, cu_seqlens.
-void run_layer(const Layer &layer, const std::vector<Address> &addresses, std::size_t tokens,
-               const std::vector<std::size_t> &sizes, float scale, const std::string &dtype,
-               const std::string &cache_dtype) {
-    if (addresses.size() != 9) throw std::invalid_argument("nine addresses are needed");
+// addresses: x, cos, sin, slots, tables, context lengths, cu_seqlens; caches: k and v, and the window, of each layer.
+void run_layers(const std::vector<const Layer *> &layers, const std::vector<Address> &addresses,
+                const std::vector<std::tuple<Address, Address, std::size_t>> &caches, std::size_t tokens,
+                const std::vector<std::size_t> &sizes, float scale, const std::string &dtype,
+                const std::string &cache_dtype) {
+    if (addresses.size() != 7 || caches.size() != layers.size())
+        throw std::invalid_argument("seven addresses are needed, and caches for each layer");
     if (tokens == 0) return;
-    const Weight *all[] = {&layer.q, &layer.k, &layer.v, &layer.o, &layer.gate, &layer.up, &layer.down};
-    for (const Weight *weight : all) check_lanes(*weight);
     LayerJob job{};
-    job.attention = attention_job(addresses[6], addresses[7], addresses[8], sizes, scale);
+    job.attention = attention_job(addresses[4], addresses[5], addresses[6], sizes, scale);
     const AttentionJob &a = job.attention;
-    if (layer.q.rows() != a.heads * a.head_dim || layer.k.rows() != a.kv_heads * a.head_dim)
-        throw std::invalid_argument("the heads do not fit the weights");
+    for (const Layer *layer : layers) {
+        const Weight *all[] = {&layer->q, &layer->k, &layer->v, &layer->o, &layer->gate, &layer->up, &layer->down};
+        for (const Weight *weight : all) check_lanes(*weight);
+        if (layer->q.rows() != a.heads * a.head_dim || layer->k.rows() != a.kv_heads * a.head_dim)
+            throw std::invalid_argument("the heads do not fit the weights");
+    }
     job.tokens = tokens, job.dtype = dtype_of(dtype), job.x = pointer(addresses[0]);
     job.cos = pointer<float>(addresses[1]), job.sin = pointer<float>(addresses[2]);
     job.slots = pointer<std::int64_t>(addresses[3]);
-    job.k_cache = pointer(addresses[4]), job.v_cache = pointer(addresses[5]);
-    job.attention.k_cache = job.k_cache, job.attention.v_cache = job.v_cache;
     job.attention.dtype = Dtype::float32, job.attention.cache_dtype = cache_dtype_of(cache_dtype);
     nb::gil_scoped_release release;
-    kernels().layer(layer, job);
+    for (std::size_t i = 0; i < layers.size(); ++i) {
+        auto [k_cache, v_cache, window] = caches[i];
+        job.attention.k_cache = job.k_cache = pointer(k_cache);
+        job.attention.v_cache = job.v_cache = pointer(v_cache);
+        job.attention.window = window;
+        kernels().layer(*layers[i], job);
+    }
 }
 
 void interleave(Address codes, Address out, std::size_t rows, std::size_t cols, int bits) {
@@ -299,9 +309,9 @@ NB_MODULE(_cpu, m) {
     nb::class_<Layer>(m, "Layer", "A decoder layer's addresses; its maker keeps the tensors alive.");
     m.def("make_layer", &make_layer, nb::arg("weights"), nb::arg("biases"), nb::arg("norm1"),
           nb::arg("norm2"), nb::arg("eps"), "weights: q, k, v, o, gate, up, down.");
-    m.def("run_layer", &run_layer, nb::arg("layer"), nb::arg("addresses"), nb::arg("tokens"),
-          nb::arg("sizes"), nb::arg("scale"), nb::arg("dtype"), nb::arg("cache_dtype"),
-          "addresses: x, cos, sin, slots, k and v cache, tables, context lengths, cu_seqlens.");
+    m.def("run_layers", &run_layers, nb::arg("layers"), nb::arg("addresses"), nb::arg("caches"),
+          nb::arg("tokens"), nb::arg("sizes"), nb::arg("scale"), nb::arg("dtype"), nb::arg("cache_dtype"),
+          "addresses: x, cos, sin, slots, tables, context lengths, cu_seqlens; caches: (k, v, window) of each.");
     m.def("interleave", &interleave, nb::arg("codes"), nb::arg("out"), nb::arg("rows"),
           nb::arg("cols"), nb::arg("bits"));
 }
