@@ -150,6 +150,8 @@ class Engine:
             preemptions=s.num_preemptions,
             draft_tokens=self.speculation.num_drafted if self.speculation else 0,
             accepted_tokens=self.speculation.num_accepted if self.speculation else 0,
+            running_adapters=_adapters(list(s.running)),
+            waiting_adapters=_adapters([*s.waiting.requests(), *list(s.paused)]),
         )
 
     def check(self, request: Request) -> None:
@@ -320,3 +322,7 @@ def _one_line(error: Exception) -> str:
     if _code(error) == "out_of_memory":
         return "Out of memory; give a smaller max_batch_tokens, kv_bytes or max_tokens."
     return f"{type(error).__name__}: {text[:200]}"
+
+
+def _adapters(requests: list[Request]) -> frozenset[int]:
+    return frozenset(each.adapter.id for each in requests if each.adapter is not None)

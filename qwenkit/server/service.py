@@ -117,7 +117,7 @@ class Service:
         self.names = list(options.served_model_name) or [options.model]
         self.keys = Keys.of(options)
         self.rates = Rates(options.requests_per_minute, options.tokens_per_minute)
-        self.metrics = Metrics(llm, self.names[0])
+        self.metrics = Metrics(llm, self.names[0], options.max_loras)
         self.created = int(time.time())
         self.calls: set[Call] = set()
         self.tasks: set[asyncio.Future[None]] = set()

@@ -7,10 +7,12 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +123,46 @@ def test_the_list_of_models(api: OpenAI) -> None:
     assert (cards[MODEL].parent, cards["one"].parent) == (None, MODEL)
     one: Any = api.models.retrieve("one")
     assert (one.parent, one.root, one.id) == (MODEL, MODEL, "one")
+
+
+def test_the_first_lines_name_them(server: Any, root: Path) -> None:
+    deadline = time.monotonic() + 10
+    while f"adapter one, from {root / 'one'}\n" not in server.log:
+        assert time.monotonic() < deadline, server.log
+        time.sleep(0.01)
+
+
+def test_the_metrics_name_them(server: Any, api: OpenAI, boss: httpx.Client, key: str) -> None:
+    """vLLM's entry: the names of those that requests run or wait with, at what time."""
+    pattern = (
+        r'^qwenkit:lora_requests_info\{max_lora="4",running_lora_adapters="(.*)",'
+        r'waiting_lora_adapters="(.*)"\} (\S+)$'
+    )
+
+    def told() -> tuple[str, str]:
+        page = httpx.get(f"{server.url}/metrics", headers={"authorization": f"Bearer {key}"}).text
+        assert "# TYPE qwenkit:lora_requests_info gauge" in page
+        found = re.search(pattern, page, flags=re.M)
+        assert found and abs(float(found[3]) - time.time()) < 60
+        return found[1], found[2]
+
+    def wait(running: str, waiting: str = "") -> None:
+        deadline = time.monotonic() + 30
+        while (found := told()) != (running, waiting):
+            assert time.monotonic() < deadline, found
+            time.sleep(0.01)
+
+    wait("")
+    boss.post(LOAD, json={"lora_name": "two", "lora_path": "two"})
+    options: Any = {"max_tokens": 1500, "stream": True, "extra_body": {"ignore_eos": True}}
+    with ExitStack() as streams:
+        for name in ("two", "one", MODEL):
+            stream = api.chat.completions.create(model=name, messages=ASK, **options)
+            next(iter(streams.enter_context(stream)))
+        wait("one,two")
+        boss.post(UNLOAD, json={"lora_name": "two"})
+        wait("one")
+    wait("")
 
 
 def test_loading_and_unloading(api: OpenAI, boss: httpx.Client, root: Path) -> None:
