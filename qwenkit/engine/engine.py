@@ -25,7 +25,7 @@ import torch
 from qwenkit.engine.blocks import BlockPool
 from qwenkit.engine.draft import check_speculation, make_speculation, own_share
 from qwenkit.engine.kv_cache import KVCache, blocks_in, default_kv_bytes
-from qwenkit.engine.pace import Pace
+from qwenkit.engine.pace import PrefillPace
 from qwenkit.engine.request import ErrorCode, Request, RequestOutput
 from qwenkit.engine.runner import Runner
 from qwenkit.engine.sampler import Draw, Sampler
@@ -109,7 +109,7 @@ class Engine:
                 kv_bytes = int(kv_bytes * own_share(model, draft_model))
             num_blocks = blocks_in(config, kv_bytes, block_size, dtype)
         pool = BlockPool(num_blocks, block_size)
-        self.pace = Pace(max_batch_tokens)
+        self.pace = PrefillPace(max_batch_tokens)
         sizes = {"max_batch_tokens": max_batch_tokens, "max_sequences": max_sequences}
         self.scheduler = Scheduler(
             pool, **sizes, share_prefixes=prefix_cache, prefill_limit=self.pace.limit
