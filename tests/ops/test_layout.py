@@ -70,18 +70,24 @@ def random_integers(bits: int, out: int, width: int, group: int, zeros: bool) ->
     return Packed(f"int{bits}", (out, width), {"codes": codes, "scales": scales, **extra}, group)
 
 
-def rounded(x: Tensor) -> Tensor:
-    """x as the kernels see it: 8 bits with a scale for each 32 inputs."""
-    wide = torch.nn.functional.pad(x, (0, -x.shape[1] % 32)).reshape(len(x), -1, 32)
+def inputs_of_a_scale(weight: KernelWeight) -> int:
+    """How many inputs the kernels round with one scale."""
+    plain = weight.kinds[0] in (layout.SCALE_KINDS["float32"], layout.SCALE_KINDS["float16"])
+    return 64 if weight.bits == 4 and plain and weight.group % 64 == 0 else 32
+
+
+def rounded(x: Tensor, step: int) -> Tensor:
+    """x as the kernels see it: 8 bits with a scale for each `step` inputs."""
+    wide = torch.nn.functional.pad(x, (0, -x.shape[1] % step)).reshape(len(x), -1, step)
     most = wide.abs().amax(2, keepdim=True)
     codes = torch.round(wide * torch.where(most > 0, 127 / most, 0))
     return (codes * (most / 127)).reshape(len(x), -1)[:, : x.shape[1]]
 
 
-def activations(rows: int, width: int) -> Tensor:
+def activations(rows: int, width: int, step: int) -> Tensor:
     """Random numbers whose 8-bit codes do not hang on the last bit of a product."""
-    blocks = -(-width // 32)
-    codes = torch.randint(-127, 128, (rows, blocks, 32)).float()
+    blocks = -(-width // step)
+    codes = torch.randint(-127, 128, (rows, blocks, step)).float()
     codes[:, :, 0] = 127
     return (codes * torch.rand(rows, blocks, 1) / 64).reshape(rows, -1)[:, :width]
 
@@ -91,8 +97,9 @@ def assert_product(packed: Packed, rows: int) -> None:
     assert weight is not None
     exact = dequantize(packed)
     assert torch.equal(weight.dense(), exact)
-    x, bias = activations(rows, packed.shape[1]), torch.randn(packed.shape[0])
-    seen = rounded(x).double()
+    step = inputs_of_a_scale(weight)
+    x, bias = activations(rows, packed.shape[1], step), torch.randn(packed.shape[0])
+    seen = rounded(x, step).double()
     expected = seen @ exact.double().T + bias
     # float32 sums: relative to the sizes that are added
     limit = (seen.abs() @ exact.double().abs().T + bias.abs()) * 3e-6 + 1e-6
@@ -119,6 +126,27 @@ def test_integer_formats(isa: str, bits: int, group: int, symmetric: bool, rows:
         assert_product(random_integers(bits, out, width, group, not symmetric), rows)
 
 
+@pytest.mark.parametrize("rows", [3, 8, 29])
+@pytest.mark.parametrize(
+    ("bits", "group", "zeros"), [(4, 64, False), (4, 128, True), (8, 32, False)]
+)
+def test_long_rows(isa: str, bits: int, group: int, zeros: bool, rows: int) -> None:
+    """Longer than what the kernels take at once, with an odd number of blocks."""
+    torch.manual_seed(rows)
+    assert_product(random_integers(bits, 21, 32 * 67, group, zeros), rows)
+
+
+@pytest.mark.parametrize(("bits", "group"), [(4, 32), (4, 64), (8, 128)])
+def test_a_row_is_the_same_whatever_others_are_there(isa: str, bits: int, group: int) -> None:
+    torch.manual_seed(4)
+    weight = layout.repack(random_integers(bits, 40, 32 * 39, group, False))
+    assert weight is not None
+    x = torch.randn(21, 32 * 39)
+    alone = torch.cat([cpu.qlinear(row[None], weight) for row in x])
+    for rows in (2, 5, 8, 9, 16, 21):
+        assert torch.equal(cpu.qlinear(x[:rows], weight), alone[:rows])
+
+
 @settings(max_examples=25, deadline=None)
 @given(
     bits=st.sampled_from([4, 8]),
@@ -131,6 +159,22 @@ def test_integer_formats(isa: str, bits: int, group: int, symmetric: bool, rows:
 def test_any_shape(bits: int, out: int, width: int, group: int, zeros: bool, rows: int) -> None:
     torch.manual_seed(out * 1000 + width)
     assert_product(random_integers(bits, out, width, group, zeros), rows)
+
+
+@pytest.mark.parametrize("code", [0, 255])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_largest_four_bit_numbers_do_not_overflow(isa: str, code: int, sign: int) -> None:
+    for zeros in (False, True):
+        tensors = {
+            "codes": torch.full((8, 64), code, dtype=torch.uint8),
+            "scales": torch.ones(8, 2),
+        }
+        extra = {"zeros": torch.zeros(8, 2, dtype=torch.uint8)} if zeros else {}
+        weight = layout.repack(Packed("int4", (8, 128), {**tensors, **extra}, 64))
+        assert weight is not None
+        got = cpu.qlinear(torch.full((9, 128), 127.0 * sign), weight)
+        value = (code & 15) - (0 if zeros else 8)
+        assert torch.equal(got, torch.full((9, 8), 128.0 * 127 * sign * value))
 
 
 def test_the_largest_numbers_do_not_overflow(isa: str) -> None:
@@ -149,9 +193,9 @@ def test_bfloat16_in_and_out(isa: str) -> None:
     torch.manual_seed(0)
     weight = layout.repack(quantize(torch.randn(50, 96), "int8", group_size=32))
     assert weight is not None
-    x = activations(6, 96).bfloat16()
+    x = activations(6, 96, 32).bfloat16()
     got = cpu.qlinear(x, weight, torch.ones(50, dtype=torch.bfloat16))
-    expected = rounded(x.float()) @ weight.dense().T + 1
+    expected = rounded(x.float(), 32) @ weight.dense().T + 1
     assert got.dtype == torch.bfloat16
     torch.testing.assert_close(got.float(), expected, rtol=1e-2, atol=1e-4)
 
@@ -163,8 +207,8 @@ def test_order_of_inputs(isa: str) -> None:
     packed = Packed("int4", (20, 64), {**packed.tensors, "order": order}, 32)
     weight = layout.repack(packed)
     assert weight is not None and torch.equal(weight.dense(), dequantize(packed))
-    x = torch.empty(3, 64).index_copy_(1, order, activations(3, 64))
-    expected = rounded(x[:, order]) @ dequantize(packed)[:, order].T
+    x = torch.empty(3, 64).index_copy_(1, order, activations(3, 64, 32))
+    expected = rounded(x[:, order], 32) @ dequantize(packed)[:, order].T
     torch.testing.assert_close(cpu.qlinear(x, weight), expected, rtol=1e-4, atol=1e-5)
 
 
