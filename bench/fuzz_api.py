@@ -143,7 +143,8 @@ def _run(place: Path, words: list[str]) -> str:
     ran = subprocess.run(
         words, cwd=place, env={**os.environ, **hooks}, capture_output=True, text=True
     )
-    return ran.stdout[-20_000:] + ran.stderr[-2000:] if ran.returncode else ""
+    told = f"Schemathesis left with {ran.returncode}\n"
+    return told + ran.stdout[-20_000:] + ran.stderr[-2000:] if ran.returncode else ""
 
 
 def main() -> None:

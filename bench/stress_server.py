@@ -9,6 +9,8 @@
     sigterms     100 times SIGTERM under ten streams: each finishes or is told; exit in time, and
                  no process is left behind
     loris        500 connections that drip: the others' slowest answers stay as quick
+    grammars     500 hostile grammars, schemas and regexes: each is refused in time, and no other
+                 stream waits for its next token meanwhile
 
 It needs no other client than the sockets here, so that 1,000 of them cost little.
 """
@@ -19,6 +21,7 @@ import argparse
 import asyncio
 import contextlib
 import http.client
+import itertools
 import json
 import os
 import random
@@ -50,6 +53,7 @@ HEAD = (
 )
 PATIENCE = 1.0
 """What the bounds on time are multiplied with: a busy machine needs it, a measurement does not."""
+GRAMMAR_S = 2.0
 MESSAGES = [{"role": "user", "content": "What is 12 + 30?"}]
 
 
@@ -453,11 +457,120 @@ async def loris(model: str, scale: float) -> None:
         server.end()
 
 
+def probe_stream(port: int, out: Queue[Any], stop: Event) -> None:
+    """Reads one stream after the other; puts what it says of the times between two events of one:
+    their median, 99th percentile and longest in milliseconds, and how many there were.
+    """
+    gaps: list[float] = []
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    head = {"authorization": f"Bearer {KEY}", "content-type": "application/json"}
+    wish = {"model": "m", "messages": MESSAGES, "stream": True, "max_tokens": 400}
+    body = json.dumps({**wish, "ignore_eos": True})
+    out.put("ready")
+    while not stop.is_set():
+        connection.request("POST", "/v1/chat/completions", body, head)
+        response, last = connection.getresponse(), 0.0
+        assert response.status == 200
+        for line in response:
+            if line.startswith(b"data: "):
+                now = time.monotonic()
+                if last:
+                    gaps.append((now - last) * 1000)
+                last = now
+    connection.close()
+    out.put((statistics.median(gaps), percentile(gaps, 0.99), max(gaps), len(gaps)))
+
+
+def hostile(number: int) -> list[dict[str, Any]]:
+    """What holds compilers up, takes their stack, or has no end; no two numbers give the same."""
+    key = f"k{number}"
+    slow = " & ".join(f"/(?s:.*){key}.{{{i}}}b(?s:.*)/" for i in range(60))
+    chain = "\n".join(f"r{i}: r{i + 1}" for i in range(4500))
+    brackets = "(" * 20_000 + key + ")" * 20_000
+    ways = [{"anyOf": [{"type": "string", "pattern": f"{key}{i}"} for i in range(30)]}] * 6
+    loop = {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}
+    deep: dict[str, Any] = {"title": key}
+    for _ in range(25):
+        deep = {"items": deep}
+    schemas: list[dict[str, Any]] = [
+        {"title": key, "$ref": "#"},
+        {"title": key, "$ref": "#/$defs/a", "$defs": loop},
+        {"enum": [f"{key}{i}" for i in range(1001)]},
+        {"type": "object", "properties": {f"{key}{i}": {} for i in range(5001)}},
+        {"type": "object", "properties": {f"{key}{i}": {} for i in range(251)}},
+        {"type": "string", "pattern": f"(?<!a){key}"},
+        {"type": "string", "pattern": brackets},
+        {"title": key, "type": "array", "minItems": 10**9},
+        {"allOf": ways},
+        deep,
+    ]
+    forms = [{"type": "json_schema", "json_schema": {"name": "x", "schema": s}} for s in schemas]
+    return [
+        {"guided_grammar": f"start: A\nA: {slow}"},
+        {"guided_grammar": f'start: r0\n{chain}\nr4500: "{key}"'},
+        {"guided_grammar": f"start: {key}\n{key}: b\nb: {key}"},
+        {"guided_regex": brackets},
+        {"guided_regex": f"(?={key})a"},
+        {"guided_regex": f"({key})\\1"},
+        *({"response_format": form} for form in forms),
+    ]
+
+
+async def gaps_beside(port: int, name: str, work: Awaitable[Any]) -> tuple[float, Any]:
+    """The longest time between two tokens of a stream while `work` is done, in milliseconds; and
+    what that gives.
+    """
+    with beside(probe_stream, port) as out:
+        done = await work
+    median, p99, longest, count = out.get(timeout=60)
+    print(f"grammars: gaps of a stream {name}: median {median:.2f}, p99 {p99:.2f}, ", end="")
+    print(f"longest {longest:.1f} ms ({count} gaps)", flush=True)
+    return longest, done
+
+
+async def grammars(model: str, scale: float) -> None:
+    attacks = itertools.chain.from_iterable(map(hostile, itertools.count()))
+    server = Server(model)
+
+    async def attack(count: int) -> list[Answer]:
+        some = itertools.islice(attacks, count)
+        return [await ask(server.port, request(stream=False, **what)) for what in some]
+
+    async def many(count: int) -> list[Answer]:
+        found = await asyncio.gather(*(attack(count) for _ in range(4)))
+        return list(itertools.chain.from_iterable(found))
+
+    try:
+        await ask(server.port, request(max_tokens=8))
+        count = max(int(100 * scale), 16)
+        await gaps_beside(server.port, "alone", asyncio.sleep(max(20 * scale, 2)))
+        among, single = await gaps_beside(server.port, "beside one hostile client", attack(count))
+        crowd, several = await gaps_beside(server.port, "beside four", many(count))
+        answers = single + several
+        told = [a for a in answers if a.status in (429, 503) and "retry-after: " in a.head]
+        refused = [a for a in answers if a.status == 400]
+        print(f"grammars: {len(answers)} hostile ones: {len(refused)} refused, ", end="")
+        print(f"{len(told)} told to come back")
+        rest = Counter(a.status for a in answers if a not in refused + told)
+        print(f"  others, by status: {dict(rest)}\n" if rest else "", end="")
+        exactly("grammars: neither refused nor told when to come back", rest.total(), 0)
+        exactly(
+            "grammars: told to come back by an idle compiler", sum(a in told for a in single), 0
+        )
+        wait = max(a.wait for a in single)
+        at_most("grammars: refusal, longest", wait, GRAMMAR_S * PATIENCE, " s")
+        for name, longest in (("one hostile client", among), ("four", crowd)):
+            at_most(f"grammars: longest gap beside {name}", longest, 100 * PATIENCE, " ms")
+    finally:
+        server.end()
+
+
 PARTS: dict[str, Callable[[str, float], Awaitable[None]]] = {
     "streams": streams,
     "disconnects": disconnects,
     "sigterms": sigterms,
     "loris": loris,
+    "grammars": grammars,
 }
 
 

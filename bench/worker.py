@@ -30,7 +30,7 @@ ROOM = 64
 """Tokens that each sequence decodes in a measurement."""
 
 
-class Pace(Protocol):
+class Timed(Protocol):
     @property
     def seconds(self) -> float: ...
     @property
@@ -45,8 +45,8 @@ class Measured:
 class Engine(Protocol):
     """What a request is turned into."""
 
-    def decode(self, sequences: int, context: int, seconds: float) -> Pace: ...
-    def prefill(self, tokens: int, seconds: float) -> Pace: ...
+    def decode(self, sequences: int, context: int, seconds: float) -> Timed: ...
+    def prefill(self, tokens: int, seconds: float) -> Timed: ...
     def about(self) -> dict[str, Any]: ...
 
 
@@ -67,10 +67,10 @@ class Qwenkit:
             longest=options.longest,
         )
 
-    def decode(self, sequences: int, context: int, seconds: float) -> Pace:
+    def decode(self, sequences: int, context: int, seconds: float) -> Timed:
         return self.speed.decode(self.engine, sequences=sequences, context=context, seconds=seconds)
 
-    def prefill(self, tokens: int, seconds: float) -> Pace:
+    def prefill(self, tokens: int, seconds: float) -> Timed:
         return self.speed.prefill(self.engine, tokens=tokens, seconds=seconds)
 
     def about(self) -> dict[str, Any]:
@@ -106,7 +106,7 @@ class OpenVino:
             self.handles.append(handle)
             self.count += 1
 
-    def decode(self, sequences: int, context: int, seconds: float) -> Pace:
+    def decode(self, sequences: int, context: int, seconds: float) -> Timed:
         taken: list[float] = []
         while sum(taken) < seconds:
             self._add(sequences, context, ROOM)
@@ -118,10 +118,10 @@ class OpenVino:
             taken += steps[-ROOM // 2 :]  # the prompts' steps are before these
         return Measured(statistics.median(taken), sequences)
 
-    def prefill(self, tokens: int, seconds: float) -> Pace:
+    def prefill(self, tokens: int, seconds: float) -> Timed:
         return self.prefill_many(1, tokens, seconds)
 
-    def prefill_many(self, sequences: int, tokens: int, seconds: float) -> Pace:
+    def prefill_many(self, sequences: int, tokens: int, seconds: float) -> Timed:
         taken: list[float] = []
         while len(taken) < 3 or sum(taken) < seconds:
             self._add(sequences, tokens, 1)
@@ -164,7 +164,7 @@ class Transformers:
         rows = [random_ids(self.vocabulary, tokens) for _ in range(sequences)]
         return self.torch.tensor(rows, device=self.model.device)
 
-    def decode(self, sequences: int, context: int, seconds: float) -> Pace:
+    def decode(self, sequences: int, context: int, seconds: float) -> Timed:
         taken: list[float] = []
         with self.torch.inference_mode():
             while sum(taken) < seconds:
@@ -176,7 +176,7 @@ class Transformers:
                 taken += steps[1:]
         return Measured(statistics.median(taken), sequences)
 
-    def prefill(self, tokens: int, seconds: float) -> Pace:
+    def prefill(self, tokens: int, seconds: float) -> Timed:
         taken: list[float] = []
         with self.torch.inference_mode():
             while len(taken) < 2 or sum(taken) < seconds:
@@ -202,8 +202,9 @@ def answer(engine: Engine, request: dict[str, Any]) -> dict[str, Any]:
     what = request.pop("what")
     if what == "about":
         return engine.about()
-    pace: Pace = getattr(engine, what)(**request)
-    return {"seconds": pace.seconds, "tokens": pace.tokens, "rate": pace.tokens / pace.seconds}
+    timed: Timed = getattr(engine, what)(**request)
+    seconds, tokens = timed.seconds, timed.tokens
+    return {"seconds": seconds, "tokens": tokens, "rate": tokens / seconds}
 
 
 def main() -> None:

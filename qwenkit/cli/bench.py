@@ -28,13 +28,15 @@ def _decode(options: BenchOptions, sequences: int, context: int) -> int:
 
     engine = _load(options, sequences, context)
     with status("measuring"):
-        pace = speed.decode(engine, sequences=sequences, context=context, seconds=options.seconds)
-        found = speed.record(engine, options.verb, pace)
+        measured = speed.decode(
+            engine, sequences=sequences, context=context, seconds=options.seconds
+        )
+        found = speed.record(engine, options.verb, measured)
     each = f" ({sequences} at once)" if sequences > 1 else ""
     return _say(
         options,
         {**found, "sequences": sequences, "context_tokens": context},
-        f"{pace.tokens_per_second:.1f} tokens/s{each}, {pace.seconds * 1e3:.2f} ms a step, "
+        f"{measured.tokens_per_second:.1f} tokens/s{each}, {measured.seconds * 1e3:.2f} ms a step, "
         f"{human_bytes(found['weight_bytes'])} of weights a step: "
         f"{found['bandwidth_share']:.2f} of the read bandwidth of {found['read_rate'] / 1e9:.1f} "
         "GB/s",
@@ -47,12 +49,12 @@ def prefill(options: PrefillOptions) -> int:
 
     engine = _load(options, 1, options.prompt_tokens)
     with status("measuring"):
-        pace = speed.prefill(engine, tokens=options.prompt_tokens, seconds=options.seconds)
-        found = speed.record(engine, options.verb, pace)
+        measured = speed.prefill(engine, tokens=options.prompt_tokens, seconds=options.seconds)
+        found = speed.record(engine, options.verb, measured)
     return _say(
         options,
         {**found, "prompt_tokens": options.prompt_tokens},
-        f"{pace.tokens_per_second:.1f} tokens/s, {pace.seconds * 1e3:.0f} ms for "
+        f"{measured.tokens_per_second:.1f} tokens/s, {measured.seconds * 1e3:.0f} ms for "
         f"{options.prompt_tokens} tokens, {found['gflops']:.0f} GFLOP/s",
     )
 

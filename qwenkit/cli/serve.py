@@ -39,7 +39,7 @@ def _leave(number: int, frame: FrameType | None) -> None:
 
 
 def announce(options: ServeOptions, listener: socket.socket) -> None:
-    """Where the server is, and a command that works."""
+    """Where the server is, a command that works, and the adapters."""
     host, port = listener.getsockname()[:2]
     shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
     base = f"http://{shown}:{port}/v1"
@@ -53,5 +53,7 @@ def announce(options: ServeOptions, listener: socket.socket) -> None:
         f"-d {shlex.quote(body)}",
         flush=True,
     )
+    for adapter, folder in options.adapters.items():
+        print(f"adapter {adapter}, from {folder}", flush=True)
     if options.unprotected and not key:
         say("warning: everybody who can reach this address may use the model")

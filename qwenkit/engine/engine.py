@@ -25,7 +25,7 @@ import torch
 from qwenkit.engine.blocks import BlockPool
 from qwenkit.engine.draft import check_speculation, make_speculation, own_share
 from qwenkit.engine.kv_cache import KVCache, blocks_in, default_kv_bytes
-from qwenkit.engine.pace import Pace
+from qwenkit.engine.pace import PrefillPace
 from qwenkit.engine.request import ErrorCode, Request, RequestOutput
 from qwenkit.engine.runner import Runner
 from qwenkit.engine.sampler import Draw, Sampler
@@ -109,7 +109,7 @@ class Engine:
                 kv_bytes = int(kv_bytes * own_share(model, draft_model))
             num_blocks = blocks_in(config, kv_bytes, block_size, dtype)
         pool = BlockPool(num_blocks, block_size)
-        self.pace = Pace(max_batch_tokens)
+        self.pace = PrefillPace(max_batch_tokens)
         sizes = {"max_batch_tokens": max_batch_tokens, "max_sequences": max_sequences}
         self.scheduler = Scheduler(
             pool, **sizes, share_prefixes=prefix_cache, prefill_limit=self.pace.limit
@@ -150,6 +150,8 @@ class Engine:
             preemptions=s.num_preemptions,
             draft_tokens=self.speculation.num_drafted if self.speculation else 0,
             accepted_tokens=self.speculation.num_accepted if self.speculation else 0,
+            running_adapters=_adapters(list(s.running)),
+            waiting_adapters=_adapters([*s.waiting.requests(), *list(s.paused)]),
         )
 
     def check(self, request: Request) -> None:
@@ -320,3 +322,7 @@ def _one_line(error: Exception) -> str:
     if _code(error) == "out_of_memory":
         return "Out of memory; give a smaller max_batch_tokens, kv_bytes or max_tokens."
     return f"{type(error).__name__}: {text[:200]}"
+
+
+def _adapters(requests: list[Request]) -> frozenset[int]:
+    return frozenset(each.adapter.id for each in requests if each.adapter is not None)

@@ -66,6 +66,10 @@ class FairQueue:
         for tenant in sorted(self._queues, key=self._served.__getitem__):
             yield from list(itertools.islice(self._queues[tenant], LOOK_AHEAD))
 
+    def requests(self) -> list[Request]:
+        """All of them. Any thread may ask."""
+        return [request for queue in list(self._queues.values()) for request in list(queue)]
+
     def charge(self, tenant: str, num_tokens: int) -> None:
         """Count tokens that were computed for a tenant."""
         self._served[tenant] += num_tokens

@@ -20,7 +20,7 @@ longer time counts less, and as three times the mean at most.
 """
 
 
-class Pace:
+class PrefillPace:
     """`most` is the limit that nothing exceeds."""
 
     def __init__(self, most: int) -> None:

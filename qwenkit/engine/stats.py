@@ -15,6 +15,7 @@ class Stats:
     prompt_tokens: of the requests that were admitted. cached_tokens: those of them that were found
         in the cache. generation_tokens: drawn. preemptions: how often a request was paused.
     draft_tokens: guessed and checked. accepted_tokens: those of them that were right.
+    running_adapters, waiting_adapters: numbers (`Adapter.id`) of those that such requests have.
     """
 
     running: int
@@ -26,3 +27,5 @@ class Stats:
     preemptions: int
     draft_tokens: int = 0
     accepted_tokens: int = 0
+    running_adapters: frozenset[int] = frozenset()
+    waiting_adapters: frozenset[int] = frozenset()

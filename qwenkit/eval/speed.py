@@ -1,8 +1,8 @@
 """How fast a loaded model is, through the engine that also answers, and what limits it.
 
     engine = load_engine("path/to/model", quantize="int4", sequences=16)
-    pace = decode(engine, sequences=16, context=128)
-    pace.tokens_per_second
+    speed = decode(engine, sequences=16, context=128)
+    speed.tokens_per_second
 
 Prompts are random and every one is new, draws are greedy, and a step is all of `Engine.step`:
 schedule, forward, sampler. Figures are medians. `read_rate` is what the machine reads of a large
@@ -40,7 +40,7 @@ _SKIPPED = 2
 
 
 @dataclass(frozen=True)
-class Pace:
+class Speed:
     """`seconds`: the median of one step, or of a whole prompt. `tokens`: how many it brought."""
 
     seconds: float
@@ -80,7 +80,7 @@ def load_engine(
     return engine
 
 
-def decode(engine: Engine, *, sequences: int, context: int, seconds: float = 2.0) -> Pace:
+def decode(engine: Engine, *, sequences: int, context: int, seconds: float = 2.0) -> Speed:
     """Steps in which each of `sequences` draws one token, after `context` tokens of prompt."""
     taken: list[float] = []
     while sum(taken) < seconds:
@@ -95,10 +95,10 @@ def decode(engine: Engine, *, sequences: int, context: int, seconds: float = 2.0
                     steps.append(spent)
         assert len(steps) > _SKIPPED, "the sequences never ran all at once"
         taken += steps[_SKIPPED:]
-    return Pace(statistics.median(taken), sequences, len(taken))
+    return Speed(statistics.median(taken), sequences, len(taken))
 
 
-def prefill(engine: Engine, *, tokens: int, seconds: float = 2.0) -> Pace:
+def prefill(engine: Engine, *, tokens: int, seconds: float = 2.0) -> Speed:
     """From a prompt of `tokens` to its first drawn token; the first prompt does not count."""
     taken: list[float] = []
     while not taken or sum(taken[1:]) < seconds:
@@ -108,7 +108,7 @@ def prefill(engine: Engine, *, tokens: int, seconds: float = 2.0) -> Pace:
             while engine.has_work:
                 engine.step()
             taken.append(time.perf_counter() - start)
-    return Pace(statistics.median(taken[1:]), tokens, len(taken) - 1)
+    return Speed(statistics.median(taken[1:]), tokens, len(taken) - 1)
 
 
 @contextmanager
@@ -123,7 +123,7 @@ def cores_for_kernels(engine: Engine) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def record(engine: Engine, what: str, pace: Pace, rate: float | None = None) -> dict[str, Any]:
+def record(engine: Engine, what: str, speed: Speed, rate: float | None = None) -> dict[str, Any]:
     """What is worth writing down of a measurement, as plain values.
 
     `rate` is that of `read_rate`, measured here if not given. `gflops` counts two operations for
@@ -136,13 +136,13 @@ def record(engine: Engine, what: str, pace: Pace, rate: float | None = None) -> 
     body += config.num_non_embedding_parameters
     return {
         "what": what,
-        "tokens_per_second": pace.tokens_per_second,
-        "seconds": pace.seconds,
-        "tokens": pace.tokens,
-        "measured": pace.measured,
+        "tokens_per_second": speed.tokens_per_second,
+        "seconds": speed.seconds,
+        "tokens": speed.tokens,
+        "measured": speed.measured,
         "read_rate": rate,
-        "bandwidth_share": found["weight_bytes"] / pace.seconds / rate,
-        "gflops": 2e-9 * body * pace.tokens_per_second,
+        "bandwidth_share": found["weight_bytes"] / speed.seconds / rate,
+        "gflops": 2e-9 * body * speed.tokens_per_second,
         **found,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "threads": torch.get_num_threads(),

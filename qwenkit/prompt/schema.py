@@ -34,6 +34,32 @@ MAX_MULTIPLE = 10_000
 
 TYPES = ("null", "boolean", "integer", "number", "string", "array", "object")
 FORMATS = ("date-time time date duration email hostname ipv4 ipv6 uuid uri").split()
+_LEAP = "([0-9]{2}(0[48]|[2468][048]|[13579][26])|([02468][48]|[2468]0|[13579][26])00)-02-29"
+_DAY = "((0[13578]|1[02])-(0[1-9]|[12][0-9]|3[01])|(0[469]|11)-(0[1-9]|[12][0-9]|30)|"
+_DATE = f"([0-9]{{4}}-{_DAY}02-(0[1-9]|1[0-9]|2[0-8]))|{_LEAP})"
+_HOUR = "([01][0-9]|2[0-3]):[0-5][0-9]"
+_TIME = rf"{_HOUR}:[0-5][0-9](\.[0-9]+)?([zZ]|[+-]{_HOUR})"
+_LABEL = r"[a-zA-Z0-9]+(-[a-zA-Z0-9]+)*"
+_ATOM = r"[a-zA-Z0-9!#$%&'*+/=?^_`{|}~-]+"
+OWN_FORMATS: dict[str, list[dict[str, Any]]] = {
+    "date": [{"pattern": f"^{_DATE}$"}],
+    "time": [{"pattern": f"^{_TIME}$"}],
+    "date-time": [{"pattern": f"^{_DATE}[tT]{_TIME}$"}],
+    "hostname": [
+        {"pattern": rf"^{_LABEL}(\.{_LABEL})*$"},
+        {"pattern": r"^[^.]{1,63}(\.[^.]{1,63})*$"},
+        {"maxLength": 253},
+    ],
+    "email": [
+        {"pattern": rf"^{_ATOM}(\.{_ATOM})*@{_LABEL}(\.{_LABEL})*$"},
+        {"pattern": r"^[^@]{1,64}@[^.@]{1,63}(\.[^.@]{1,63})*$"},
+        {"maxLength": 254},
+    ],
+}
+"""What stands for a format where the compiler's own is wider than its document: 29 February in any
+year, a second 60 in any minute (RFC 3339, 5.7; here in none), host names that are too long or have
+two hyphens together (RFC 1123, 2.1; RFC 5891, 4.2.3.1), too long addresses (RFC 5321, 4.5.3.1).
+"""
 NOTES = frozenset(
     "$schema $id $comment title description default examples deprecated readOnly writeOnly "
     "contentMediaType contentEncoding".split()
@@ -89,6 +115,8 @@ class _Checker:
             elif keyword == "$schema" and not _DIALECT.fullmatch(str(value)):
                 raise _bad(f"{where}/$schema", "is not JSON Schema 2020-12, 2019-09, 7 or 6")
         self._together(checked, where)
+        if checked.get("format") in OWN_FORMATS:
+            checked["allOf"] = [*checked.get("allOf", ()), *OWN_FORMATS[checked.pop("format")]]
         return checked
 
     def _keyword(

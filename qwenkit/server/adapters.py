@@ -1,11 +1,16 @@
 """`POST /v1/load_lora_adapter` and `POST /v1/unload_lora_adapter`, as vLLM has them: for
-administrators (see `gate.py`). What is loaded lies below `--lora-root`, links followed.
+administrators (see `gate.py`). What is loaded lies below `--lora-root`, links followed, and stays
+what was checked, whoever changes the folder meanwhile.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import stat
+import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -57,7 +62,7 @@ async def load(request: Request) -> Response:
     body = await read(request, LoadAdapter)
     async with service.adapter_turn:
         await asyncio.to_thread(_load, service, body)
-    log.info("adapter %r is loaded", body.lora_name)
+    log.info("adapter %r is loaded from %r", body.lora_name, body.lora_path)
     return JsonResponse(card(service, body.lora_name))
 
 
@@ -82,23 +87,34 @@ def _load(service: Service, body: LoadAdapter) -> None:
     if root is None:
         text = "No adapters are loaded while running; the operator can allow it with --lora-root."
         raise ApiError(403, text, code="adapters_not_allowed")
-    base = Path(root).resolve()
-    folder = _folder(base, body.lora_path)
-    try:
-        service.add_adapter(body.lora_name, folder, replace=bool(body.load_inplace))
-    except OptionError as error:
-        raise bad_value("lora_name", str(error)) from None
-    except QwenkitError as error:
-        shown = str(error).replace(str(folder), body.lora_path)
-        raise bad_value("lora_path", shown, "invalid_adapter") from None
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as opened:
+        base = Path(root).resolve()
+        for name, place in _places(base, body.lora_path).items():
+            # Whoever writes below the root can put a link where a file or a folder was when the
+            # place was checked. So each file is opened once, no link followed any more, and what
+            # is read is what was opened: the reader gets a folder of links to the descriptors.
+            fd = _open(base, place, name)
+            if fd is not None:
+                opened.callback(os.close, fd)
+                os.symlink(f"/dev/fd/{fd}", Path(folder, name))
+        try:
+            service.add_adapter(body.lora_name, folder, replace=bool(body.load_inplace))
+        except OptionError as error:
+            raise bad_value("lora_name", str(error)) from None
+        except QwenkitError as error:
+            shown = str(error).replace(folder, body.lora_path)
+            raise bad_value("lora_path", shown, "invalid_adapter") from None
 
 
-def _folder(base: Path, path: str) -> Path:
-    """Nothing is told of what lies outside of `base`, not even whether it is there."""
+def _places(base: Path, path: str) -> dict[str, Path]:
+    """Where the files of an adapter would be, links followed. Nothing is told of what lies outside
+    of `base`, not even whether it is there. Errors: ApiError.
+    """
     try:
         folder = (base / path).resolve()
-        places = [folder, *((folder / name).resolve() for name in FILES)]
-        inside, there = all(p.is_relative_to(base) for p in places), folder.is_dir()
+        places = {name: (folder / name).resolve() for name in FILES}
+        inside = all(place.is_relative_to(base) for place in (folder, *places.values()))
+        there = folder.is_dir()
     except (OSError, ValueError, RuntimeError):  # too long, a NUL, links in a circle
         inside, there = True, False
     if not inside:
@@ -107,4 +123,29 @@ def _folder(base: Path, path: str) -> Path:
     if not there:
         text = "Invalid 'lora_path': there is no such folder."
         raise ApiError(404, text, param="lora_path", code="adapter_not_found")
-    return folder
+    return places
+
+
+def _open(base: Path, place: Path, name: str) -> int | None:
+    """A descriptor of a regular file below `base`; None when there is nothing. Errors: ApiError,
+    also when there is a link on the way.
+    """
+    try:
+        fd = os.open(base, os.O_RDONLY | os.O_CLOEXEC)
+        for part in place.relative_to(base).parts:
+            above = fd
+            try:  # without waiting, should it be a pipe
+                flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+                fd = os.open(part, flags, dir_fd=above)
+            finally:
+                os.close(above)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        text = f"Invalid 'lora_path': {name} cannot be opened: {error.strerror}."
+        raise bad_value("lora_path", text, "invalid_adapter") from None
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        text = f"Invalid 'lora_path': {name} is no file."
+        raise bad_value("lora_path", text, "invalid_adapter")
+    return fd

@@ -89,7 +89,7 @@ class Objects:
     def __init__(self, data: DataFolder, kind: str, noun: str) -> None:
         self._data, self._kind, self._noun = data, kind, noun
         self._known: dict[str, dict[str, Object]] = {}
-        self._lock = threading.RLock()  # files are written in threads
+        self.lock = threading.RLock()  # files are written in threads
 
     def tenants(self) -> list[str]:
         """Whoever was known before: only where the operator named a folder."""
@@ -97,7 +97,7 @@ class Objects:
 
     def all(self, tenant: str) -> dict[str, Object]:
         """id → object, the oldest first, as they are now."""
-        with self._lock:
+        with self.lock:
             return dict(self._of(tenant))
 
     def _of(self, tenant: str) -> dict[str, Object]:
@@ -110,7 +110,7 @@ class Objects:
 
     def get(self, tenant: str, object_id: str) -> Object:
         """Errors: ApiError 404."""
-        with self._lock:
+        with self.lock:
             found = self._of(tenant).get(object_id)
         if found is None:
             raise self._not_found(object_id)
@@ -134,13 +134,13 @@ class Objects:
     def put(self, tenant: str, found: Object) -> None:
         """Write an object, or its newer state."""
         write_json(self.path(tenant, found["id"]).with_suffix(".json"), found)
-        with self._lock:
+        with self.lock:
             self._of(tenant)[found["id"]] = found
 
     def remove(self, tenant: str, object_id: str) -> None:
         """Its JSON first, so that there is never an object without its content."""
         path = self.path(tenant, object_id)
-        with self._lock:
+        with self.lock:
             self._of(tenant).pop(object_id, None)
         path.with_suffix(".json").unlink(missing_ok=True)
         path.unlink(missing_ok=True)

@@ -6,12 +6,14 @@ run. Each application has a registry of its own.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from qwenkit.engine.stats import Stats
 from qwenkit.llm import LLM
 
 PREFIX = "qwenkit:"
@@ -44,8 +46,8 @@ TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000, 
 class EngineCollector(Collector):
     """The engine's own numbers, at the moment of asking."""
 
-    def __init__(self, llm: LLM, model: str) -> None:
-        self._llm, self._model = llm, model
+    def __init__(self, llm: LLM, model: str, max_loras: int) -> None:
+        self._llm, self._model, self._max_loras = llm, model, max_loras
 
     def collect(self) -> Iterable[Metric]:
         stats = self._llm.driver.engine.stats()
@@ -71,14 +73,31 @@ class EngineCollector(Collector):
             counter = CounterMetricFamily(PREFIX + name, text, labels=["model_name"])
             counter.add_metric([self._model], value)
             yield counter
+        yield self._adapters(stats)
+
+    def _adapters(self, stats: Stats) -> Metric:
+        """As vLLM tells it: the names in labels, the time as the value. An adapter that was
+        unloaded has no name any more.
+        """
+        names = {adapter.id: name for name, adapter in self._llm.adapters.items()}
+        labels = {"max_lora": str(self._max_loras)}
+        for label, numbers in (
+            ("running_lora_adapters", stats.running_adapters),
+            ("waiting_lora_adapters", stats.waiting_adapters),
+        ):
+            labels[label] = ",".join(sorted(names[each] for each in numbers if each in names))
+        text = "Adapters of requests that are computed, and of requests that wait."
+        gauge = GaugeMetricFamily(PREFIX + "lora_requests_info", text, labels=list(labels))
+        gauge.add_metric(list(labels.values()), time.time())
+        return gauge
 
 
 class Metrics:
     """What the server measures itself."""
 
-    def __init__(self, llm: LLM, model: str) -> None:
+    def __init__(self, llm: LLM, model: str, max_loras: int) -> None:
         self.registry = CollectorRegistry()
-        self.registry.register(EngineCollector(llm, model))
+        self.registry.register(EngineCollector(llm, model, max_loras))
         self._model = model
         self.first_token = self._histogram(
             "time_to_first_token_seconds", "Until the first token.", FIRST

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import secrets
 import time
+from collections import Counter
 from collections.abc import Coroutine, Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
@@ -116,13 +117,15 @@ class Service:
         self.names = list(options.served_model_name) or [options.model]
         self.keys = Keys.of(options)
         self.rates = Rates(options.requests_per_minute, options.tokens_per_minute)
-        self.metrics = Metrics(llm, self.names[0])
+        self.metrics = Metrics(llm, self.names[0], options.max_loras)
         self.created = int(time.time())
         self.calls: set[Call] = set()
         self.tasks: set[asyncio.Future[None]] = set()
         """What goes on when its request has ended."""
         data = DataFolder(options.data_dir)
         self.files = Objects(data, "files", "file")
+        self.uploading = Counter[str]()
+        """Tenant → bytes of files that are being received; under the lock of `files`."""
         self.batches = Objects(data, "batches", "batch")
         self.responses = StoredResponses(options.max_stored, options.max_stored_bytes)
         self.adapter_turn, self.upload_turn = asyncio.Lock(), asyncio.Lock()

@@ -1,8 +1,9 @@
 """Responses that are kept: in memory, as JSON bytes, within bounds for each tenant.
 
 A tenant that keeps too many, or too many bytes, loses the ones that it has not used for longest,
-never anybody else's. Whose object something is, is part of its name here: of another tenant there
-is none. They are gone with the process.
+never anybody else's. One that is being computed in the background is not lost: it counts with all
+that its request holds, and is refused where there is no room for that. Whose object something is,
+is part of its name here: of another tenant there is none. They are gone with the process.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any
 
-from qwenkit.server.errors import ApiError, bad_value
+from qwenkit.server.errors import ApiError, bad_value, overloaded
 from qwenkit.utils import json_line
 
 
@@ -26,10 +27,12 @@ class Stored:
     status: str
     work: Any = None
     """The call that computes it in the background, while it does."""
+    held: int = 0
+    """Bytes that this call holds besides."""
 
     @property
     def size(self) -> int:
-        return len(self.response) + len(self.items)
+        return len(self.response) + len(self.items) + self.held
 
 
 class StoredResponses:
@@ -40,24 +43,31 @@ class StoredResponses:
         self._tenants: dict[str, OrderedDict[str, Stored]] = {}
 
     def put(
-        self, tenant: str, response: dict[str, Any], items: list[dict[str, Any]], work: Any = None
+        self,
+        tenant: str,
+        response: dict[str, Any],
+        items: list[dict[str, Any]],
+        work: Any = None,
+        held: int = 0,
     ) -> None:
-        """Keep a response, or its newer state; what is too large alone is not kept, and says so."""
+        """Keep a response, or its newer state; what finds no room is not kept, and says so."""
         own = self._tenants.setdefault(tenant, OrderedDict())
         previous, status = response["previous_response_id"], response["status"]
-        found = Stored(json_line(response), json_line(items), previous, status, work)
+        found = Stored(json_line(response), json_line(items), previous, status, work, held)
+        own.pop(response["id"], None)
         if found.size > self.max_bytes:
             response["store"] = False
-            own.pop(response["id"], None)
             return
-        own[response["id"]] = found
-        own.move_to_end(response["id"])
-        size = sum(each.size for each in own.values())
+        others = sum(each.size for each in own.values())
         for name in [name for name, each in own.items() if each.work is None]:
-            if len(own) <= self.max_number and size <= self.max_bytes:
+            if len(own) < self.max_number and others + found.size <= self.max_bytes:
                 break
-            if name != response["id"]:
-                size -= own.pop(name).size
+            others -= own.pop(name).size
+        # What ran in the background was promised its place, whatever the others have grown to.
+        if others + found.size <= self.max_bytes or response["background"]:
+            own[response["id"]] = found
+        else:
+            response["store"] = False
 
     def get(self, tenant: str, response_id: str) -> Stored:
         """Errors: ApiError 404."""
@@ -78,10 +88,18 @@ class StoredResponses:
         del self._tenants[tenant][response_id]
         return found
 
-    def running(self, tenant: str) -> int:
-        """Responses of a tenant that are being computed in the background."""
+    def check_background(self, tenant: str, size: int, most: int) -> None:
+        """Whether one more that has `size` bytes may be computed in the background, with `most` at
+        once. Errors: ApiError 413 when it never may, 503 when not now.
+        """
+        if size > self.max_bytes:
+            text = f"A response in the background can hold {self.max_bytes} bytes, with all that "
+            text += "was asked and answered before it."
+            raise ApiError(413, text, code="request_too_large")
         own = self._tenants.get(tenant, OrderedDict())
-        return sum(each.work is not None for each in own.values())
+        running = [each.size for each in own.values() if each.work is not None]
+        if len(running) >= most or sum(running) + size > self.max_bytes:
+            raise overloaded("Too many responses are being computed in the background.", 5)
 
     def chain(self, tenant: str, last: str | None) -> list[Stored]:
         """A response and those before it, oldest first.

@@ -179,6 +179,23 @@ def test_a_paused_request_goes_on_with_its_adapter(
     assert ids(roomy) == ids(requests)
 
 
+def test_the_stats_tell_whose_requests_run_and_wait(
+    make_model: Callable[..., Qwen], make_adapter: Make, drain: Callable[[Engine], Any]
+) -> None:
+    model = make_model()
+    first, second = make_adapter(model, 1), make_adapter(model, 2)
+    engine = Engine(model, num_blocks=64, max_sequences=2)
+    for request in requests_of(128, [None, first, second], 3):
+        engine.add(request)
+    assert engine.stats().waiting_adapters == {first.id, second.id}
+    engine.step()
+    stats = engine.stats()
+    assert (stats.running_adapters, stats.waiting_adapters) == ({first.id}, {second.id})
+    drain(engine)
+    stats = engine.stats()
+    assert not stats.running_adapters and not stats.waiting_adapters
+
+
 @pytest.mark.parametrize("speculate", ["lookup", "draft"])
 def test_guesses_change_nothing(
     make_model: Callable[..., Qwen], make_adapter: Make, speculate: Any

@@ -38,8 +38,20 @@ def test_who_has_had_least_is_next() -> None:
         queue.add(request(f"a{i}", "a"))
     for i in range(3):
         queue.add(request(f"b{i}", "b"))
+    assert {r.id for r in queue.requests()} == {
+        "a0",
+        "a1",
+        "a2",
+        "a3",
+        "a4",
+        "a5",
+        "b0",
+        "b1",
+        "b2",
+    }
     order = [serve(queue, 10 if i % 2 else 30) for i in range(6)]
     assert order == ["a0", "b0", "b1", "a1", "a2", "b2"]
+    assert [r.id for r in queue.requests()] == ["a3", "a4", "a5"]
 
 
 def test_a_flood_does_not_hold_up_a_newcomer_who_starts_level() -> None:

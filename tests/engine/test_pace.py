@@ -7,12 +7,12 @@ from collections.abc import Callable
 
 import pytest
 
-from qwenkit.engine.pace import FRESH, STALL, Pace
+from qwenkit.engine.pace import FRESH, STALL, PrefillPace
 
 Machine = Callable[[int, int], float]
 
 
-def run(pace: Pace, machine: Machine, decoding: int, steps: int) -> list[tuple[int, float]]:
+def run(pace: PrefillPace, machine: Machine, decoding: int, steps: int) -> list[tuple[int, float]]:
     """(prompt tokens, seconds) of each step while prompts never end."""
     found = []
     for _ in range(steps):
@@ -37,7 +37,7 @@ def bent(free: int, token: float) -> Machine:
     [*map(linear, (0.00002, 0.0002, 0.001, 0.004)), bent(6, 0.001), bent(8, 0.005), bent(30, 1e-4)],
 )
 def test_gaps_stay_bounded_and_the_room_is_used(machine: Machine) -> None:
-    pace = Pace(512)
+    pace = PrefillPace(512)
     pace.observe(0, 512, machine(0, 512))
     alone = machine(1, 0)
     steps = run(pace, machine, 1, 400)
@@ -47,12 +47,12 @@ def test_gaps_stay_bounded_and_the_room_is_used(machine: Machine) -> None:
 
 
 def test_at_least_one_token_goes_on_however_dear_it_is() -> None:
-    steps = run(Pace(512), linear(0.1), 1, 100)
+    steps = run(PrefillPace(512), linear(0.1), 1, 100)
     assert {tokens for tokens, _ in steps} == {0, 1} and steps.count(steps[1]) > 90
 
 
 def test_a_machine_that_changes_is_followed() -> None:
-    pace, speed = Pace(512), [1.0]
+    pace, speed = PrefillPace(512), [1.0]
 
     def machine(decoding: int, tokens: int) -> float:
         return speed[0] * (0.01 + 0.001 * decoding) + 0.0001 * tokens * speed[0] ** 2
@@ -66,7 +66,7 @@ def test_a_machine_that_changes_is_followed() -> None:
 
 
 def test_more_who_decode_are_measured_before_a_prompt_goes_on() -> None:
-    pace = Pace(512)
+    pace = PrefillPace(512)
     pace.observe(1, 0, 0.01)
     pace.observe(0, 100, 0.1)
     assert pace.limit(1) == 8
@@ -78,7 +78,7 @@ def test_more_who_decode_are_measured_before_a_prompt_goes_on() -> None:
 
 
 def test_the_end_of_a_prompt_says_nothing_about_longer_chunks() -> None:
-    pace = Pace(512)
+    pace = PrefillPace(512)
     pace.observe(0, 100, 0.01)
     pace.observe(1, 0, 0.01)
     assert pace.limit(1) == 80
@@ -95,10 +95,10 @@ def test_noise_does_not_run_away() -> None:
         slow = 50.0 if rng.random() < 0.03 else 1.0
         return (0.01 + 0.0002 * tokens) * slow * rng.uniform(0.8, 1.3)
 
-    tokens = [t for t, _ in run(Pace(512), machine, 1, 2000)][100:]
+    tokens = [t for t, _ in run(PrefillPace(512), machine, 1, 2000)][100:]
     assert 20 < sum(tokens) / len(tokens) < 90
 
 
 def test_the_measure_does_not_grow_old() -> None:
-    tokens = [t for t, _ in run(Pace(512), linear(0.0001), 1, 20 * FRESH)]
+    tokens = [t for t, _ in run(PrefillPace(512), linear(0.0001), 1, 20 * FRESH)]
     assert 15 < tokens.count(0) < 25

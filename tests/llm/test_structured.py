@@ -76,8 +76,9 @@ def test_coroutines(llm: LLM) -> None:
 
 def test_regex_choice_and_grammar(llm: LLM) -> None:
     options: dict[str, Any] = {"temperature": 2.0, "n": 6, "max_tokens": 60}
-    for choice in llm.generate("a", regex=r"[a-c]{3}-\d{2}", **options).choices:
-        assert re.fullmatch(r"[a-c]{3}-\d{2}", choice.content)
+    # Not \d: the compiler's Unicode has digits that Python's does not know yet.
+    for choice in llm.generate("a", regex=r"[a-c]{3}-[0-9]{2}", **options).choices:
+        assert re.fullmatch(r"[a-c]{3}-[0-9]{2}", choice.content)
     for choice in llm.chat("a", choice=["ja", "nein", "是"], **options).choices:
         assert choice.content in ("ja", "nein", "是")
     grammar = 'start: "(" inner ")"\ninner: /[0-9]/ | start'
@@ -197,4 +198,4 @@ def test_answers_to_random_schemas_validate(options: list[str]) -> None:
     bench = Path(__file__).resolve().parents[2] / "bench" / "structured.py"
     ran = subprocess.run([sys.executable, str(bench), *options], capture_output=True, text=True)
     assert ran.returncode == 0, ran.stdout + ran.stderr
-    assert "0 bad of" in ran.stdout
+    assert "answers that do not validate 0 (goal: 0)" in ran.stdout

@@ -15,7 +15,6 @@ import peft
 import pytest
 import safetensors.torch
 import torch
-import transformers
 
 from qwenkit.engine import Engine, Request, SamplingParams
 from qwenkit.errors import CheckpointError, ConfigError, FormatError, QwenkitError
@@ -28,16 +27,6 @@ from qwenkit.model.transforms import prepare
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # PEFT
 
-TINY: dict[str, Any] = {
-    "vocab_size": 128,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 128,
-    "tie_word_embeddings": False,
-}
 MOE = {
     "num_experts": 4,
     "num_experts_per_tok": 2,
@@ -64,18 +53,6 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-def oracle_of(folder: Path, **changes: Any) -> Any:
-    values = {**TINY, **changes}
-    moe = "num_experts" in values
-    config = transformers.Qwen2MoeConfig(**values) if moe else transformers.Qwen2Config(**values)
-    torch.manual_seed(1)
-    oracle = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
-    for parameter in oracle.parameters():
-        parameter.data.normal_(0, 0.15) if parameter.dim() > 1 else parameter.data.fill_(1)
-    oracle.save_pretrained(folder)
-    return oracle
-
-
 def adapt(oracle: Any, folder: Path, **settings: Any) -> Any:
     """A PEFT model with random A and B, saved into the folder."""
     config = peft.LoraConfig(**{"target_modules": SEVEN, **settings})
@@ -97,7 +74,9 @@ def logits(model: Qwen, ids: list[int], adapter: Adapter | None) -> torch.Tensor
 
 @pytest.mark.parametrize("case", CASES)
 @torch.no_grad()
-def test_logits_and_greedy_tokens_are_those_of_peft(tmp_path: Path, case: str) -> None:
+def test_logits_and_greedy_tokens_are_those_of_peft(
+    tmp_path: Path, oracle_of: Callable[..., Any], case: str
+) -> None:
     oracle = oracle_of(tmp_path / "model")
     ids = torch.randint(0, 128, (30,), generator=torch.Generator().manual_seed(3)).tolist()
     plain = oracle(torch.tensor([ids])).logits[0]
@@ -125,7 +104,7 @@ def test_logits_and_greedy_tokens_are_those_of_peft(tmp_path: Path, case: str) -
 
 
 @torch.no_grad()
-def test_attention_of_a_mixture_of_experts(tmp_path: Path) -> None:
+def test_attention_of_a_mixture_of_experts(tmp_path: Path, oracle_of: Callable[..., Any]) -> None:
     oracle = oracle_of(tmp_path / "model", **MOE)
     targets = ["q_proj", "k_proj", "v_proj", "o_proj"]
     adapted = adapt(oracle, tmp_path / "adapter", r=4, lora_alpha=8, target_modules=targets)
@@ -141,7 +120,7 @@ def test_attention_of_a_mixture_of_experts(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Qwen:
+def base(tmp_path_factory: pytest.TempPathFactory, oracle_of: Callable[..., Any]) -> Qwen:
     folder = tmp_path_factory.mktemp("base")
     oracle_of(folder)
     return load_model(folder, "float32")

@@ -4,6 +4,7 @@ batching.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +16,6 @@ from qwenkit.model.batch import Batch, PagedKV
 from qwenkit.model.load import load_model
 from qwenkit.model.qwen import Qwen
 
-TINY: dict[str, Any] = {
-    "vocab_size": 128,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 128,
-    "tie_word_embeddings": False,
-}
 YARN = {
     "rope_type": "yarn",
     "factor": 4.0,
@@ -48,30 +39,25 @@ CASES: dict[str, dict[str, Any]] = {
     "moe-renormalised": {**MOE, "norm_topk_prob": True},
     "moe-every-second-layer": {**MOE, "decoder_sparse_step": 2},
 }
+Pair = Callable[..., tuple[Any, Qwen]]
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
 
-def _pair(tmp_path: Path, case: str, device: str = "cpu") -> tuple[Any, Qwen]:
-    """The same random weights in both implementations, by way of a checkpoint on disk."""
-    values = {**TINY, **CASES[case]}
-    if "moe" in case:
-        config: Any = transformers.Qwen2MoeConfig(**values)
-    else:
-        config = transformers.Qwen2Config(**values)
-    torch.manual_seed(1)
-    oracle = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
-    for parameter in oracle.parameters():
-        if parameter.dim() > 1:
-            parameter.data.normal_(0, 0.1)
-        else:
-            parameter.data.uniform_(0.5, 1.5)
-    oracle.save_pretrained(tmp_path)
-    return oracle, load_model(tmp_path, "float32", device)
+@pytest.fixture
+def pair(tmp_path: Path, oracle_of: Callable[..., Any]) -> Pair:
+    """`pair(case, device)`: the same random weights in both implementations, by way of a checkpoint
+    on disk.
+    """
+
+    def make(case: str, device: str = "cpu") -> tuple[Any, Qwen]:
+        return oracle_of(tmp_path, **CASES[case]), load_model(tmp_path, "float32", device)
+
+    return make
 
 
 def _ids(length: int, seed: int = 0) -> list[int]:
     generator = torch.Generator().manual_seed(seed)
-    return torch.randint(0, TINY["vocab_size"], (length,), generator=generator).tolist()
+    return torch.randint(0, 128, (length,), generator=generator).tolist()
 
 
 def _batch(sequences: list[list[int]], case: str, device: str) -> Batch:
@@ -84,8 +70,8 @@ def _batch(sequences: list[list[int]], case: str, device: str) -> Batch:
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("case", CASES)
 @torch.no_grad()
-def test_logits_equal_transformers(tmp_path: Path, case: str, device: str) -> None:
-    oracle, model = _pair(tmp_path, case, device)
+def test_logits_equal_transformers(pair: Pair, case: str, device: str) -> None:
+    oracle, model = pair(case, device)
     ids = _ids(100)  # beyond YaRN's original 32, beyond the window of 8
     want = oracle(torch.tensor([ids])).logits[0]
     alone = model(_batch([ids], case, device)).cpu()
@@ -121,8 +107,8 @@ def _paged_logits(model: Qwen, ids: list[int], chunks: list[int], case: str) -> 
 
 @pytest.mark.parametrize("case", CASES)
 @torch.no_grad()
-def test_paged_and_chunked_equal_whole(tmp_path: Path, case: str) -> None:
-    _, model = _pair(tmp_path, case)
+def test_paged_and_chunked_equal_whole(pair: Pair, case: str) -> None:
+    _, model = pair(case)
     ids = _ids(60)
     want = model(_batch([ids], case, "cpu"))
     for chunks in ([60], [1] * 60, [7] * 8 + [4], [33, 1, 26]):
@@ -131,16 +117,16 @@ def test_paged_and_chunked_equal_whole(tmp_path: Path, case: str) -> None:
 
 
 @torch.no_grad()
-def test_rows_select_before_the_head(tmp_path: Path) -> None:
-    _, model = _pair(tmp_path, "tied")
+def test_rows_select_before_the_head(pair: Pair) -> None:
+    _, model = pair("tied")
     batch = Batch.from_sequences([_ids(9), _ids(5, 1)])
     rows = torch.tensor([8, 13])
     torch.testing.assert_close(model(batch, rows), model(batch)[rows])
 
 
 @torch.no_grad()
-def test_yarn_is_chosen_for_each_token(tmp_path: Path) -> None:
-    _, model = _pair(tmp_path, "yarn")
+def test_yarn_is_chosen_for_each_token(pair: Pair) -> None:
+    _, model = pair("yarn")
     short, long = _ids(20), _ids(60, 1)
     batch = Batch.from_sequences([short, long])
     batch.scaled = torch.tensor([False] * 20 + [True] * 60)
@@ -151,8 +137,8 @@ def test_yarn_is_chosen_for_each_token(tmp_path: Path) -> None:
     assert not torch.allclose(model(Batch.from_sequences([long])), scaled, atol=1e-2)
 
 
-def test_gradients_equal_transformers(tmp_path: Path) -> None:
-    oracle, model = _pair(tmp_path, "tied")
+def test_gradients_equal_transformers(pair: Pair) -> None:
+    oracle, model = pair("tied")
     ids = _ids(40)
     oracle(torch.tensor([ids])).logits.square().mean().backward()
     model(Batch.from_sequences([ids])).square().mean().backward()

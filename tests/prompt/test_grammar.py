@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -105,6 +106,37 @@ def test_what_is_let_through(
         assert accepts(compiled, tokenizer.encode(text)), text
     for text in bad:
         assert not accepts(compiled, tokenizer.encode(text)), text
+
+
+FORMATTED: dict[str, tuple[list[str], list[str]]] = {
+    "date": (["2024-02-29", "2000-02-29", "2023-02-28", "1999-12-31"],
+             ["2023-02-29", "1900-02-29", "2024-02-30", "2024-13-01"]),
+    "time": (["23:59:59Z", "08:02:30.5+01:00"], ["19:12:60Z", "24:00:00Z", "08:02"]),
+    "date-time": (["2024-02-29T08:02:30Z"], ["2023-02-29T08:02:30Z", "2024-02-29T08:02:60Z"]),
+    "hostname": (["example.com", "a-b.c1", "x" * 63], 
+                 ["a--b.c", "x" * 64, "-a", "a..b", "a.b-", ".".join("a" * 128)]),
+    "email": (["a.b+c@example.com", f"{'x' * 64}@a-b.de", "a@" + "b." * 40 + "c"],
+              ["a@b@c", ".a@b", "a@-b", "a@b..c", f"{'x' * 65}@a.de", f"a@{'b' * 64}.de",
+               "a@" + "b." * 130 + "c"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FORMATTED)
+def test_formats_are_those_of_their_documents(
+    vocabulary: Vocabulary, tokenizer: Tokenizer, name: str
+) -> None:
+    """Also where the compiler's own idea of them is wider; other types are not meant by them."""
+    good, bad = FORMATTED[name]
+    either = grammar(vocabulary, response_format=schema({"format": name}))
+    assert accepts(either, tokenizer.encode("12")) and accepts(either, tokenizer.encode("null"))
+    short = schema({"type": "string", "format": name, "maxLength": 20, "pattern": "[0-9a]"})
+    for compiled, most in ((either, 1000), (grammar(vocabulary, response_format=short), 20)):
+        for text in good:
+            fits = len(text) <= most and re.search("[0-9a]", text) is not None
+            expected = most == 1000 or fits
+            assert accepts(compiled, tokenizer.encode(f'"{text}"')) == expected, text
+        for text in bad:
+            assert not accepts(compiled, tokenizer.encode(f'"{text}"')), text
 
 
 def test_keys_are_exact(vocabulary: Vocabulary, tokenizer: Tokenizer) -> None:

@@ -7,10 +7,12 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,9 @@ from starlette.testclient import TestClient
 from qwenkit.config import ModelConfig
 from qwenkit.io.hub import ASSETS
 from qwenkit.llm import LLM
+from qwenkit.model.adapter import WEIGHTS_NAME
+from qwenkit.server import adapters
+from qwenkit.server.service import Service
 
 MODEL = "tiny-instruct"
 ASK: Any = [{"role": "user", "content": "What is 12 + 30?"}]
@@ -118,6 +123,46 @@ def test_the_list_of_models(api: OpenAI) -> None:
     assert (cards[MODEL].parent, cards["one"].parent) == (None, MODEL)
     one: Any = api.models.retrieve("one")
     assert (one.parent, one.root, one.id) == (MODEL, MODEL, "one")
+
+
+def test_the_first_lines_name_them(server: Any, root: Path) -> None:
+    deadline = time.monotonic() + 10
+    while f"adapter one, from {root / 'one'}\n" not in server.log:
+        assert time.monotonic() < deadline, server.log
+        time.sleep(0.01)
+
+
+def test_the_metrics_name_them(server: Any, api: OpenAI, boss: httpx.Client, key: str) -> None:
+    """vLLM's entry: the names of those that requests run or wait with, at what time."""
+    pattern = (
+        r'^qwenkit:lora_requests_info\{max_lora="4",running_lora_adapters="(.*)",'
+        r'waiting_lora_adapters="(.*)"\} (\S+)$'
+    )
+
+    def told() -> tuple[str, str]:
+        page = httpx.get(f"{server.url}/metrics", headers={"authorization": f"Bearer {key}"}).text
+        assert "# TYPE qwenkit:lora_requests_info gauge" in page
+        found = re.search(pattern, page, flags=re.M)
+        assert found and abs(float(found[3]) - time.time()) < 60
+        return found[1], found[2]
+
+    def wait(running: str, waiting: str = "") -> None:
+        deadline = time.monotonic() + 30
+        while (found := told()) != (running, waiting):
+            assert time.monotonic() < deadline, found
+            time.sleep(0.01)
+
+    wait("")
+    boss.post(LOAD, json={"lora_name": "two", "lora_path": "two"})
+    options: Any = {"max_tokens": 1500, "stream": True, "extra_body": {"ignore_eos": True}}
+    with ExitStack() as streams:
+        for name in ("two", "one", MODEL):
+            stream = api.chat.completions.create(model=name, messages=ASK, **options)
+            next(iter(streams.enter_context(stream)))
+        wait("one,two")
+        boss.post(UNLOAD, json={"lora_name": "two"})
+        wait("one")
+    wait("")
 
 
 def test_loading_and_unloading(api: OpenAI, boss: httpx.Client, root: Path) -> None:
@@ -251,6 +296,78 @@ def test_no_path_leads_out_of_the_root(
     assert (error["code"], error["param"]) == (code, "lora_path")
     assert str(root.parent) not in answer.text
     assert len(boss.get("/v1/models").json()["data"]) == 2
+
+
+def test_links_within_the_root_are_followed(boss: httpx.Client, root: Path) -> None:
+    """As in the caches of the hubs, where all files are links."""
+    folder = root / "links"
+    folder.mkdir()
+    for file in (root / "one").iterdir():
+        (folder / file.name).symlink_to(Path("..", "one", file.name))
+    answer = boss.post(LOAD, json={"lora_name": "x", "lora_path": "links"})
+    shutil.rmtree(folder)
+    assert answer.status_code == 200, answer.text
+
+
+@pytest.mark.parametrize("linked", ["the folder", "a folder above", "the weights"])
+@pytest.mark.parametrize("moment", ["behind the check", "behind the opening"])
+def test_a_link_that_is_swapped_meanwhile_leads_nowhere(
+    client_of: Callable[..., TestClient],
+    tiny: LLM,
+    root: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    linked: str,
+    moment: str,
+) -> None:
+    """Somebody who writes below the root tries to have a file read that is outside of it."""
+    shutil.copytree(root / "one", tmp_path / "root" / "above" / "own")
+    shutil.copytree(root.parent / "secret", tmp_path / "secret" / "own")
+    home = tmp_path / "root" / "above"
+    place, outside = {
+        "the folder": (home / "own", tmp_path / "secret" / "own"),
+        "a folder above": (home, tmp_path / "secret"),
+        "the weights": (home / "own" / WEIGHTS_NAME, tmp_path / "secret" / "own" / WEIGHTS_NAME),
+    }[linked]
+    owner, name = (
+        (adapters, "_places") if moment == "behind the check" else (Service, "add_adapter")
+    )
+    real = getattr(owner, name)
+
+    def swap() -> None:
+        place.rename(tmp_path / "was here")
+        place.symlink_to(outside)
+
+    def swapped(*what: Any, **more: Any) -> Any:
+        if moment == "behind the check":
+            found = real(*what, **more)
+            swap()
+            return found
+        swap()
+        return real(*what, **more)
+
+    monkeypatch.setattr(owner, name, swapped)
+    before = len(os.listdir("/dev/fd"))
+    with client_of(lora_root=str(tmp_path / "root")) as client:
+        body = {"lora_name": "own", "lora_path": "above/own"}
+        answer = client.post(LOAD, json=body)
+        assert place.is_symlink()
+        if moment == "behind the check":
+            error = answer.json()["error"]
+            assert (answer.status_code, error["code"]) == (400, "invalid_adapter")
+            assert str(tmp_path) not in answer.text
+            assert "own" not in tiny.adapters
+        else:  # it is what was there at first
+            assert answer.status_code == 200
+            try:
+                tiny.adapters.load("one", root / "one")
+                asked: Any = {"max_tokens": 24, "temperature": 0}
+                texts = [tiny.chat(ASK, adapter=each, **asked).text for each in ("own", "one")]
+                assert texts[0] == texts[1]
+            finally:
+                for each in ("own", "one"):
+                    tiny.adapters.unload(each)
+    assert len(os.listdir("/dev/fd")) <= before + 1  # the event loop's may go later
 
 
 @pytest.mark.parametrize(

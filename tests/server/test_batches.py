@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import http.client
 import io
 import json
+import select
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +162,90 @@ def test_a_file_that_is_too_large_is_refused_while_it_comes(limited: Any, api: O
         pass  # the connection was closed while we were still writing
     assert sent < 50 << 20
     assert [each.id for each in api.files.list()] == before
+
+
+BEGIN = b'--b\r\nContent-Disposition: form-data; name="file"; filename="f"\r\n\r\n'
+END = b'\r\n--b\r\nContent-Disposition: form-data; name="purpose"\r\n\r\nbatch\r\n--b--\r\n'
+ROOM = 100_000
+
+
+class Uploading:
+    """An upload of 40,000 bytes of which 30,000 have been sent."""
+
+    def __init__(self, server: Any) -> None:
+        self.socket = socket.create_connection((server.host, server.port), timeout=30)
+        size = len(BEGIN) + 40_000 + len(END)
+        head = f"POST /v1/files HTTP/1.1\r\nHost: localhost\r\nContent-Length: {size}\r\n"
+        head += "Content-Type: multipart/form-data; boundary=b\r\n\r\n"
+        self.socket.sendall(head.encode() + BEGIN + b"x" * 30_000)
+
+    @property
+    def answered(self) -> bool:
+        return bool(select.select([self.socket], [], [], 0)[0])
+
+    def answer(self) -> tuple[int, Any]:
+        with self.socket, http.client.HTTPResponse(self.socket) as answer:
+            answer.begin()
+            return answer.status, json.loads(answer.read())
+
+
+def test_uploads_at_once_stay_within_the_room_for_all(
+    live_of: Callable[..., Any], client_for: Callable[..., OpenAI], tmp_path: Path
+) -> None:
+    server = live_of("--data-dir", str(tmp_path), "--max-files-bytes", str(ROOM))
+    api = client_for(server)
+
+    def on_disk() -> int:
+        return sum(each.stat().st_size for each in tmp_path.glob("*/files/*[!n]"))
+
+    def wait(true: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + 30
+        while not true():
+            assert on_disk() <= ROOM
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+    def room_is_whole() -> bool:
+        """All of it can be had once everything is deleted, and not a byte more."""
+        for file in list(api.files.list()):
+            api.files.delete(file.id)
+        file = api.files.create(file=("a", b"x" * ROOM), purpose="batch")
+        with pytest.raises(openai.BadRequestError) as caught:
+            api.files.create(file=("a", b"x"), purpose="batch")
+        assert caught.value.code == "storage_full"
+        return api.files.delete(file.id).deleted
+
+    uploads: list[Uploading] = []
+    for _ in range(8):
+        before = on_disk()
+        uploads.append(Uploading(server))
+        # The last bytes may be in the buffer of the file.
+        wait(lambda last=uploads[-1], least=before + 20_000: last.answered or on_disk() >= least)  # type: ignore[misc]
+    refused, held = uploads[3:], uploads[:3]
+    for each in refused:
+        status, answer = each.answer()
+        assert (status, answer["error"]["code"]) == (400, "storage_full")
+    assert not any(each.answered for each in held)
+    held[0].socket.close()  # its room is for the others
+    held[1].socket.sendall(b"x" * 10_000 + END)
+    assert held[1].answer()[1]["bytes"] == 40_000
+    held[2].socket.sendall(b"x" * 10_000 + END.replace(b"batch", b"vision"))
+    assert held[2].answer()[1]["error"]["code"] == "unsupported_parameter"
+    wait(lambda: on_disk() == 40_000)
+    assert room_is_whole()
+
+    def upload(_: int) -> str:
+        try:
+            return api.files.create(file=("a", b"x" * 40_000), purpose="batch").id
+        except openai.BadRequestError as error:
+            return error.code or ""
+
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(upload, range(24)))
+    kept = {file.id: file.bytes for file in api.files.list()}
+    assert sum(kept.values()) <= ROOM and on_disk() <= ROOM
+    assert set(found) - kept.keys() == {"storage_full"}
+    assert room_is_whole()
 
 
 # --- batches ----------------------------------------------------------------------------------

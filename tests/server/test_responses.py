@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -16,7 +18,7 @@ from starlette.testclient import TestClient
 
 from qwenkit.llm import LLM
 from qwenkit.server.errors import ApiError
-from qwenkit.server.stored import StoredResponses
+from qwenkit.server.stored import Stored, StoredResponses
 
 MODEL = "tiny-instruct"
 SUM = "What is 12 + 30?"
@@ -377,9 +379,74 @@ def test_a_failure_behind_the_first_event_is_told_in_events(
     assert numbers == list(range(len(events)))
 
 
-def response(number: int, size: int = 0, previous: str | None = None) -> dict[str, Any]:
+def test_what_the_background_holds_is_bounded(
+    client_of: Callable[..., TestClient], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bodies and earlier items count while they are held, and no longer."""
+    most, begun, go = 40_000, threading.Semaphore(0), asyncio.Event()
+    real = LLM.astream
+
+    async def waits(self: LLM, *what: Any, **more: Any) -> Any:
+        begun.release()
+        await go.wait()
+        async for delta in real(self, *what, **more):
+            yield delta
+
+    with client_of(max_stored_bytes=most) as client:
+
+        def ask(chars: int, **more: Any) -> Any:
+            body = {"model": MODEL, "input": "x " * (chars // 2), "max_output_tokens": 1, **more}
+            return client.post("/v1/responses", json={"background": True, **body})
+
+        def error(answer: Any) -> tuple[int, str]:
+            return answer.status_code, answer.json()["error"]["code"]
+
+        def running() -> list[Stored]:
+            own = client.app.state.service.responses._tenants.get("", {})  # type: ignore[attr-defined]
+            return [each for each in own.values() if each.work is not None]
+
+        def wait(count: int) -> None:
+            deadline = time.monotonic() + 60
+            while len(running()) > count:
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+
+        first = ask(2000, background=False).json()["id"]
+        monkeypatch.setattr(LLM, "astream", waits)
+        assert error(ask(most, previous_response_id=first)) == (413, "request_too_large")
+        chained = ask(2, previous_response_id=first).json()["id"]
+        assert begun.acquire(timeout=60) and running()[0].size > 2000
+        client.post(f"/v1/responses/{chained}/cancel")
+        wait(0)
+        # Twice 3,000 bytes each: the body and the items; and the response.
+        ids = []
+        while (answer := ask(3000)).status_code == 200:
+            ids.append(answer.json()["id"])
+            assert begun.acquire(timeout=60)
+            assert sum(each.size for each in running()) <= most
+        assert len(ids) == 5 and error(answer) == (503, "server_is_overloaded")
+        assert int(answer.headers["retry-after"]) > 0
+        client.post(f"/v1/responses/{ids[0]}/cancel")
+        wait(4)
+        assert ask(3000).status_code == 200
+        client.delete(f"/v1/responses/{ids[1]}")
+        wait(4)
+        assert ask(3000).status_code == 200
+        client.portal.call(go.set)  # type: ignore[union-attr]
+        wait(0)
+        for each in ids[2:]:
+            found = client.get(f"/v1/responses/{each}").json()
+            assert found["status"] in ("completed", "incomplete"), found["error"]
+        assert not running()
+        assert ask(3000).status_code == 200
+
+
+def response(
+    number: int, size: int = 0, previous: str | None = None, background: bool = False
+) -> dict[str, Any]:
     found: dict[str, Any] = {"id": str(number), "previous_response_id": previous, "store": True}
-    return {**found, "status": "completed", "output": [], "text": "x" * size}
+    found |= {"background": background, "status": "completed", "output": []}
+    return {**found, "text": "x" * size}
 
 
 def test_the_store_is_bounded_for_each_tenant() -> None:
@@ -396,6 +463,14 @@ def test_the_store_is_bounded_for_each_tenant() -> None:
     assert not store.has("a", "6") and large["store"] is False
     with pytest.raises(ApiError):
         store.get("b", "5")
+    store.put("a", response(8, background=True), [], work=object(), held=1000)
+    store.put("a", response(9, size=500), [])
+    assert store.has("a", "8") and store.has("a", "9")
+    large = response(10, size=900)
+    store.put("a", large, [])
+    assert store.has("a", "8") and not store.has("a", "10") and large["store"] is False
+    store.put("a", response(8, size=1500, background=True), [])
+    assert store.has("a", "8")
     store.put("a", response(7, previous="gone"), [])
     with pytest.raises(ApiError) as caught:
         store.chain("a", "7")

@@ -12,7 +12,7 @@ BENCH = Path(__file__).resolve().parents[2] / "bench"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("part", ["streams", "disconnects", "sigterms", "loris"])
+@pytest.mark.parametrize("part", ["streams", "disconnects", "sigterms", "loris", "grammars"])
 def test_a_server_keeps_its_promises(part: str) -> None:
     words = [sys.executable, "stress_server.py", part, "--scale", "0.03", "--patience", "20"]
     ran = subprocess.run(words, cwd=BENCH, capture_output=True, text=True, timeout=280)

@@ -77,42 +77,70 @@ class FileDeleted(BaseModel):
 async def upload(request: Request) -> Response:
     """Keep a file of requests, one JSON object a line."""
     service, tenant = service_of(request), call_of(request).caller.tenant
-    check_room(service, tenant)
+    check_room(service, tenant, close=True)
     path = new_path(service, tenant)
-    try:
-        found = await receive(request, path, service.options.max_file_bytes)
-        purpose = found.fields.pop("purpose", None)
-        for name in found.fields:
-            if name.startswith("expires_after"):
-                raise unsupported("expires_after", "'expires_after' is not supported: delete it.")
-            raise ApiError(
-                400,
-                f"Unknown parameter: '{name[:100]}'.",
-                param=name[:100],
-                code="unknown_parameter",
-            )
-        for name, given in (("file", found.filename), ("purpose", purpose)):
-            if given is None:
-                text = f"Missing required parameter: '{name}'."
-                raise ApiError(400, text, param=name, code="missing_required_parameter")
-        if purpose != "batch":
-            if purpose in PURPOSES:
-                raise unsupported(
-                    "purpose", f"Files for '{purpose}' are not supported: 'batch' is."
-                )
-            raise bad_value(
-                "purpose", "Invalid value for 'purpose'. Supported values are: 'batch'."
-            )
-        if not found.size:
-            raise bad_value("file", "Invalid 'file': it is empty.", "empty_file")
-        async with service.upload_turn:
-            check_room(service, tenant, found.size)
-            kept = await asyncio.to_thread(
-                keep, service, tenant, path, found.filename or "upload.jsonl", "batch"
-            )
-    finally:
-        path.unlink(missing_ok=True)
-    return JsonResponse(kept)
+    with Room(service, tenant) as room:
+        try:
+            return JsonResponse(await _kept(request, service, tenant, path, room))
+        finally:
+            path.unlink(missing_ok=True)
+
+
+async def _kept(
+    request: Request, service: Service, tenant: str, path: Path, room: Room
+) -> dict[str, Any]:
+    """Receive a file at `path`, and make it one that is known. Errors: ApiError."""
+    found = await receive(request, path, service.options.max_file_bytes, room.take)
+    purpose = found.fields.pop("purpose", None)
+    for name in found.fields:
+        if name.startswith("expires_after"):
+            raise unsupported("expires_after", "'expires_after' is not supported: delete it.")
+        raise ApiError(
+            400,
+            f"Unknown parameter: '{name[:100]}'.",
+            param=name[:100],
+            code="unknown_parameter",
+        )
+    for name, given in (("file", found.filename), ("purpose", purpose)):
+        if given is None:
+            text = f"Missing required parameter: '{name}'."
+            raise ApiError(400, text, param=name, code="missing_required_parameter")
+    if purpose != "batch":
+        if purpose in PURPOSES:
+            raise unsupported("purpose", f"Files for '{purpose}' are not supported: 'batch' is.")
+        raise bad_value("purpose", "Invalid value for 'purpose'. Supported values are: 'batch'.")
+    if not found.size:
+        raise bad_value("file", "Invalid 'file': it is empty.", "empty_file")
+    async with service.upload_turn:
+        check_room(service, tenant)
+        return await asyncio.to_thread(
+            keep, service, tenant, path, found.filename or "upload.jsonl", "batch"
+        )
+
+
+class Room:
+    """Room among a tenant's files for one that is being uploaded: its bytes count from before they
+    are written until the `with` ends, by when they count as a file or are gone.
+    """
+
+    def __init__(self, service: Service, tenant: str) -> None:
+        self._service, self._tenant, self._taken, self._open = service, tenant, 0, True
+
+    def __enter__(self) -> Room:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._service.files.lock:
+            self._open = False
+            self._service.uploading[self._tenant] -= self._taken
+
+    def take(self, count: int) -> None:
+        """Room for so many bytes more; from any thread. Errors: ApiError 400."""
+        with self._service.files.lock:
+            if self._open:  # else this is a thread that is left over from a cancelled upload
+                check_room(self._service, self._tenant, count, close=True)
+                self._service.uploading[self._tenant] += count
+                self._taken += count
 
 
 def new_path(service: Service, tenant: str) -> Path:
@@ -121,15 +149,18 @@ def new_path(service: Service, tenant: str) -> Path:
     return folder / f".{secrets.token_hex(16)}.tmp"
 
 
-def check_room(service: Service, tenant: str, more: int = 0) -> None:
-    """Errors: ApiError 400 when a tenant has too many files, or too many bytes."""
+def check_room(service: Service, tenant: str, more: int = 0, *, close: bool = False) -> None:
+    """Errors: ApiError 400 when a tenant has too many files, or would have too many bytes with
+    `more`, those of uploads that are under way included. `close`: the body was not read.
+    """
     known, options = service.files.all(tenant), service.options
     if len(known) >= options.max_files:
         text = f"There are {len(known)} files already; delete some."
-        raise ApiError(400, text, code="too_many_files", close=not more)
-    if sum(each["bytes"] for each in known.values()) + more > options.max_files_bytes:
+        raise ApiError(400, text, code="too_many_files", close=close)
+    size = sum(each["bytes"] for each in known.values()) + service.uploading[tenant]
+    if size + more > options.max_files_bytes:
         text = f"All files together may have {options.max_files_bytes} bytes; delete some."
-        raise ApiError(400, text, code="storage_full", close=not more)
+        raise ApiError(400, text, code="storage_full", close=close)
 
 
 def keep(service: Service, tenant: str, path: Path, filename: str, purpose: str) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from starlette.types import Send
 from qwenkit.errors import QwenkitError
 from qwenkit.server.body import read
 from qwenkit.server.document import ERRORS, takes
-from qwenkit.server.errors import ApiError, as_api_error, bad_value, overloaded, unsupported
+from qwenkit.server.errors import ApiError, as_api_error, bad_value, unsupported
 from qwenkit.server.logs import log_bug, log_request
 from qwenkit.server.openai.paging import PAGING, page
 from qwenkit.server.openai.responses_answers import Answer, ResponseEvent, ResponseObject
@@ -58,10 +58,17 @@ class Question:
     """A request that has been checked, and the answer that it grows."""
 
     def __init__(
-        self, service: Service, call: Call, body: ResponseRequest, earlier: list[dict[str, Any]]
+        self,
+        service: Service,
+        call: Call,
+        body: ResponseRequest,
+        earlier: list[dict[str, Any]],
+        held: int,
     ) -> None:
-        """`earlier`: the items of the conversation so far. Errors: ApiError."""
-        self.service, self.call, self.body = service, call, body
+        """`earlier`: the items of the conversation so far; `held`: bytes of the body and of these
+        items. Errors: ApiError.
+        """
+        self.service, self.call, self.body, self.held = service, call, body, held
         chat, self._places = body.chat(earlier)
         with self.renaming():
             self._asked = chat.question(call, service)
@@ -101,15 +108,22 @@ class Question:
     def keep(self, work: Any = None) -> None:
         """Store it as it is now, if it is to be stored."""
         if self.answer.response["store"]:
-            tenant = self.call.caller.tenant
-            self.service.responses.put(tenant, self.answer.response, self._items, work)
+            tenant, held = self.call.caller.tenant, self.held if work else 0
+            self.service.responses.put(tenant, self.answer.response, self._items, work, held)
+
+    @property
+    def size(self) -> int:
+        """Bytes that it keeps while it is answered in the background."""
+        kept = (self.answer.response, self._items)
+        return self.held + sum(len(json_line(each)) for each in kept)
 
 
 async def question_of(service: Service, call: Call, body: ResponseRequest) -> Question:
     """Errors: ApiError."""
     chain = service.responses.chain(call.caller.tenant, body.previous_response_id)
     earlier = await asyncio.to_thread(items_of, chain) if chain else []  # it may be megabytes
-    return Question(service, call, body, earlier)
+    held = call.body_bytes + sum(each.size for each in chain)
+    return Question(service, call, body, earlier, held)
 
 
 class TypedStream(EventStream):
@@ -159,11 +173,12 @@ async def create(request: Request) -> Response:
 
 async def in_background(service: Service, call: Call, body: ResponseRequest) -> dict[str, Any]:
     """Begin a response; its state. Errors: ApiError."""
-    if service.responses.running(call.caller.tenant) >= service.options.max_background:
-        raise overloaded("Too many responses are being computed in the background.", 5)
+    tenant, most = call.caller.tenant, service.options.max_background
+    service.responses.check_background(tenant, call.body_bytes, most)
     work = Call()  # the request ends now, and this goes on
     work.caller, work.body_bytes = call.caller, call.body_bytes
     question = await question_of(service, work, body)
+    service.responses.check_background(tenant, question.size, most)  # others came meanwhile
     question.keep(work)
     task = asyncio.ensure_future(_work(service, question))
     service.tasks.add(task)

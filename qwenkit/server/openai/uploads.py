@@ -1,13 +1,14 @@
 """A multipart body → a file on disk and the fields beside it, never more than allowed.
 
-The bytes go to the disk as they come; the sum of all of them is held against the limit before they
-are written.
+The bytes go to the disk as they come; they are held against the limits, and room is taken for them,
+before they are written.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
@@ -26,12 +27,13 @@ logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # it tells wha
 class Upload:
     """The parser's callbacks."""
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: BinaryIO, take: Callable[[int], None]) -> None:
         self.fields: dict[str, str] = {}
         self.filename: str | None = None
         self.size = 0
         self.done = False
-        self._file, self._parts = file, 0
+        self._file, self._take, self._parts = file, take, 0
+        self._content: list[bytes] = []
         self._pieces: list[bytes] = []
         self._name = b""
         self._header, self._value = b"", b""
@@ -66,8 +68,7 @@ class Upload:
 
     def on_part_data(self, data: bytes, start: int, end: int) -> None:
         if self._is_file:
-            self._file.write(data[start:end])
-            self.size += end - start
+            self._content.append(data[start:end])
             return
         self._pieces.append(data[start:end])
         if sum(map(len, self._pieces)) > MAX_FIELD:
@@ -84,11 +85,21 @@ class Upload:
     def on_end(self) -> None:
         self.done = True
 
+    def write(self) -> None:
+        """Write what was parsed of the file, if there is room. Errors: those of `take`."""
+        content = b"".join(self._content)
+        self._content.clear()
+        self._take(len(content))
+        self._file.write(content)
+        self.size += len(content)
 
-async def receive(request: Request, path: Path, most: int) -> Upload:
-    """Write the form's file to `path`.
 
-    Errors: ApiError 413 as soon as the body is over `most` bytes, 415, 400; ClientDisconnect.
+async def receive(request: Request, path: Path, most: int, take: Callable[[int], None]) -> Upload:
+    """Write the form's file to `path`. `take` is called, in a thread, with each number of bytes
+    before they are written, and raises where there is no room for them.
+
+    Errors: ApiError 413 as soon as the body is over `most` bytes, 415, 400; those of `take`;
+    ClientDisconnect.
     """
     kind, options = parse_options_header(request.headers.get("content-type", ""))
     boundary = options.get(b"boundary", b"")
@@ -97,17 +108,22 @@ async def receive(request: Request, path: Path, most: int) -> Upload:
         raise ApiError(415, text, code="unsupported_media_type", close=True)
     total = 0
     with path.open("wb") as file:
-        upload = Upload(file)
+        upload = Upload(file, take)
         names = [name for name in dir(Upload) if name.startswith("on_")]
         callbacks = {name: getattr(upload, name) for name in names}
         parser = MultipartParser(boundary, callbacks)  # type: ignore[arg-type]
+
+        def add(piece: bytes) -> None:
+            parser.write(piece)
+            upload.write()
+
         try:
             async for piece in request.stream():
                 total += len(piece)
                 if total > most:
                     text = f"The file is larger than {most} bytes."
                     raise ApiError(413, text, code="request_too_large", close=True)
-                await asyncio.to_thread(parser.write, piece)
+                await asyncio.to_thread(add, piece)
             parser.finalize()
         except FormParserError:
             raise ApiError(400, "The body is not a well-formed form.", close=True) from None

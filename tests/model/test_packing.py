@@ -127,6 +127,46 @@ def test_what_cannot_be_quantised(tmp_path: Path) -> None:
     assert set(packing.QUANTIZE) == {"int4", "int8"}
 
 
+@pytest.mark.parametrize("quantize", ["int4", "int8"])
+def test_packed_for_the_kernels_while_loading_is_packed_and_prepared(
+    saved: Path, quantize: str
+) -> None:
+    """Some rows at a time or the whole matrix at once: the same bits."""
+    whole = load_model(saved, "float32", quantize=quantize)
+    prepare(whole)
+    rows = load_model(saved, "float32", quantize=quantize, prepack=True)
+    prepare(rows)
+    modules = dict(rows.named_modules())
+    for name, module in whole.named_modules():
+        if isinstance(module, (QuantLinear, QuantEmbedding)):
+            assert type(modules[name].packed) is type(module.packed), name
+    batch = Batch.from_sequences([list(range(40)), [90]])
+    with torch.no_grad():
+        assert torch.equal(rows(batch), whole(batch))
+
+
+@pytest.mark.parametrize("quantize", [None, "int8"])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_what_is_not_finite_is_found_where_it_is_looked_for(
+    tmp_path: Path, bad: float, quantize: str | None
+) -> None:
+    model = init_model(CONFIG, seed=3)
+    model.model.layers[1].mlp.up_proj.weight.data[5, 7] = bad
+    save_model(model, tmp_path, torch.bfloat16)
+    with pytest.raises(CheckpointError, match=r"layers\.1\.mlp\.up_proj\.weight holds nan or inf"):
+        load_model(tmp_path, "float32", quantize=quantize, check_finite=True)
+
+
+def test_what_is_packed_already_is_not_packed_again(
+    tmp_path: Path, write_gguf: Callable[..., None]
+) -> None:
+    save_model(init_model(CONFIG, seed=3), tmp_path / "model", torch.bfloat16)
+    write_gguf(tmp_path / "model", tmp_path / "tiny.gguf", "Q8_0")
+    with pytest.raises(OptionError, match="is packed already") as caught:
+        load_model(tmp_path / "tiny.gguf", "float32", quantize="int4")
+    assert caught.value.remedy == "Leave quantize out."
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("format", ["int8", "q8_0"])

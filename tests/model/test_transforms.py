@@ -1,0 +1,118 @@
+"""What is done to a loaded model before it answers leaves what it computes as it is."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from qwenkit.config import ModelConfig
+from qwenkit.model.batch import Batch
+from qwenkit.model.linear import QuantEmbedding, QuantLinear
+from qwenkit.model.load import init_model, load_model, save_model
+from qwenkit.model.qwen import Qwen
+from qwenkit.model.transforms import fuse, prepare, unmap
+from qwenkit.ops import KernelWeight, Packed, cpu
+
+CONFIG = ModelConfig(
+    vocab_size=96,
+    hidden_size=64,
+    intermediate_size=96,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    torch_dtype="bfloat16",
+    initializer_range=0.1,
+)
+MOE = replace(
+    CONFIG,
+    model_type="qwen2_moe",
+    num_experts=4,
+    num_experts_per_tok=2,
+    moe_intermediate_size=32,
+    shared_expert_intermediate_size=48,
+)
+needs_kernels = pytest.mark.skipif(not cpu.available(), reason="the C++ part is not built")
+
+
+@torch.no_grad()
+def logits(model: Qwen) -> Tensor:
+    sequences = [list(range(40)), [7], [90, 3, 3]]
+    return model(Batch.from_sequences(sequences)).float()
+
+
+def packs(model: Qwen) -> list[QuantLinear | QuantEmbedding]:
+    return [m for m in model.modules() if isinstance(m, (QuantLinear, QuantEmbedding))]
+
+
+@pytest.mark.parametrize("config", [CONFIG, MOE], ids=["dense", "moe"])
+@pytest.mark.parametrize("quantize", [None, "int4", "int8"])
+def test_a_prepared_model_computes_the_same(
+    tmp_path: Path, config: ModelConfig, quantize: str | None
+) -> None:
+    """But for the kernels' rounding of activations to 8 bits, where weights are packed."""
+    save_model(init_model(config, seed=3), tmp_path, torch.bfloat16)
+    model = load_model(tmp_path, "float32", quantize=quantize)
+    want = logits(model)
+    prepare(model)
+    bound = 1e-4 if quantize is None else 0.1 * float(want.abs().max())
+    torch.testing.assert_close(logits(model), want, atol=bound, rtol=0)
+    once = logits(model)
+    prepare(model)
+    assert torch.equal(logits(model), once), "a second time changes nothing"
+
+
+@needs_kernels
+def test_which_layers_become_one_kernel(tmp_path: Path) -> None:
+    plain, moe = init_model(CONFIG, seed=3), init_model(MOE, seed=3)
+    half = init_model(CONFIG, seed=3).to(torch.float16)  # no kernel computes in it
+    save_model(plain, tmp_path, torch.bfloat16)
+    packed = load_model(tmp_path, "float32", quantize="int4")
+    fuse(packed)
+    assert not packed.fused, "not yet in the order of the kernels"
+    for model, fused in ((plain, True), (packed, True), (moe, False), (half, False)):
+        assert not model.fused
+        prepare(model)
+        assert all((block.fused is not None) == fused for block in model.model.layers)
+        assert model.fused == fused
+
+
+@needs_kernels
+def test_a_tied_weight_stays_one(tmp_path: Path) -> None:
+    tied = replace(CONFIG, tie_word_embeddings=True)
+    save_model(init_model(tied, seed=3), tmp_path, torch.bfloat16)
+    model = load_model(tmp_path, "float32", quantize="int8")
+    prepare(model)
+    assert model.lm_head is not None and isinstance(model.lm_head.packed, KernelWeight)
+    assert model.lm_head.packed is model.model.embed_tokens.packed
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+def test_nothing_lies_in_the_file_any_more(
+    tmp_path: Path, write_gguf: Callable[..., None], tied: bool
+) -> None:
+    """A weight that no kernel took is copied out of the mapped file, which may then be cut."""
+    config = replace(CONFIG, tie_word_embeddings=tied)
+    save_model(init_model(config, seed=3), tmp_path / "model", torch.bfloat16)
+    file = tmp_path / "tiny.gguf"
+    write_gguf(tmp_path / "model", file, "Q8_0")
+    model = load_model(file, "float32")
+    held = [module.packed for module in packs(model)]
+    assert all(isinstance(packed, Packed) for packed in held)
+    before = [packed.dense() if isinstance(packed, KernelWeight) else packed for packed in held]
+    assert len({id(packed) for packed in before}) == len(held) - tied
+    want = logits(model)
+    unmap(model)
+    owned = [module.packed for module in packs(model)]
+    assert len({id(packed) for packed in owned}) == len(held) - tied
+    unmap(model)
+    assert [module.packed for module in packs(model)] == owned, "what is its own is left alone"
+    os.truncate(file, 0)  # a touch of its pages would end the process
+    assert torch.equal(logits(model), want)
+    prepare(model)
+    assert logits(model).isfinite().all()
