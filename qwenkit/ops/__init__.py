@@ -29,10 +29,10 @@ distribution at `uniform` in [0, 1): the same number gives the same token whoeve
 batch.
 
 `qlinear` is `linear` with the weight that `formats.dequantize` defines, rounded to x's dtype;
-kernels instead keep the weight exact and may round x to 8 bits with a scale for each 32 inputs. It
-has a gradient for x and bias, none for the packed weight. `prepack` puts a packed weight in the
-order of a kernel. `make_layer` makes one op of a whole decoder layer whose weights no longer
-change.
+kernels instead keep the weight exact and may round x to 8 bits with a scale for each 32 or 64
+inputs. It has a gradient for x and bias, none for the packed weight. `prepack` puts a packed weight
+in the order of a kernel. `make_layer` makes one op of a whole decoder layer whose weights no longer
+change; `run_layers` runs several.
 
 The body is chosen by device and availability and logged once: C++ on the CPU, Triton on a GPU.
 `QWENKIT_OPS=reference` forces the oracle, `cpu` and `triton` one of the others (Triton on the CPU

@@ -195,7 +195,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def qlinear(x: Tensor, weight: KernelWeight, bias: Tensor | None = None) -> Tensor:
     """x (…, in) against a repacked weight → (…, out) like x. x is rounded to 8 bits by blocks of
-    32 inputs; integer sums are exact, the rest is float32.
+    32 inputs, 64 for 4 bits with groups of 64; integer sums are exact, the rest is float32.
     """
     order = weight.tensors.get("order")
     return _linear(x if order is None else x[..., order], weight.handle(), bias)
