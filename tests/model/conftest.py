@@ -5,12 +5,15 @@ each other are slow where other programs run.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import transformers
+
+from qwenkit.config import ModelConfig
 
 TINY: dict[str, Any] = {
     "vocab_size": 128,
@@ -22,6 +25,24 @@ TINY: dict[str, Any] = {
     "max_position_embeddings": 128,
     "tie_word_embeddings": False,
 }
+
+
+@pytest.fixture(scope="session")
+def configs() -> dict[str, ModelConfig]:
+    """Small models: "untied", "tied" (one weight for embedding and head) and "moe"."""
+    untied = ModelConfig(
+        vocab_size=96,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        torch_dtype="bfloat16",
+        initializer_range=0.1,
+    )
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+    moe = replace(untied, model_type="qwen2_moe", shared_expert_intermediate_size=48, **experts)
+    return {"untied": untied, "tied": replace(untied, tie_word_embeddings=True), "moe": moe}
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -25,25 +24,6 @@ from qwenkit.prompt.chat import ChatTemplate
 from qwenkit.prompt.tokenizer import Tokenizer
 from qwenkit.tasks.base import LANGUAGES
 from qwenkit.tasks.synth import TASKS
-
-CONFIG = ModelConfig(
-    vocab_size=96,
-    hidden_size=64,
-    intermediate_size=96,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    torch_dtype="bfloat16",
-    initializer_range=0.1,
-)
-MOE = replace(
-    CONFIG,
-    model_type="qwen2_moe",
-    num_experts=4,
-    num_experts_per_tok=2,
-    moe_intermediate_size=32,
-    shared_expert_intermediate_size=48,
-)
 
 
 def dense_twin(model: Qwen) -> Qwen:
@@ -68,10 +48,8 @@ def greedy(model: Qwen, ids: list[int], count: int) -> list[int]:
 
 
 @pytest.fixture(params=["untied", "tied", "moe"])
-def saved(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    tied = replace(CONFIG, tie_word_embeddings=True)
-    config = {"untied": CONFIG, "tied": tied, "moe": MOE}[request.param]
-    save_model(init_model(config, seed=3), tmp_path, torch.bfloat16)
+def saved(request: pytest.FixtureRequest, tmp_path: Path, configs: dict[str, ModelConfig]) -> Path:
+    save_model(init_model(configs[request.param], seed=3), tmp_path, torch.bfloat16)
     return tmp_path
 
 
@@ -100,8 +78,10 @@ def test_greedy_tokens_are_those_of_the_dequantised_model(saved: Path) -> None:
         assert greedy(model, start, 12) == greedy(twin, start, 12)
 
 
-def test_a_16_bit_embedding_is_kept_as_it_is(tmp_path: Path) -> None:
-    save_model(init_model(CONFIG, seed=3), tmp_path, torch.bfloat16)
+def test_a_16_bit_embedding_is_kept_as_it_is(
+    tmp_path: Path, configs: dict[str, ModelConfig]
+) -> None:
+    save_model(init_model(configs["untied"], seed=3), tmp_path, torch.bfloat16)
     wide = load_model(tmp_path, "float32", quantize="int4").model.embed_tokens
     same = load_model(tmp_path, "bfloat16", quantize="int4").model.embed_tokens
     ids = torch.tensor([0, 95, 95, 7])
@@ -109,8 +89,8 @@ def test_a_16_bit_embedding_is_kept_as_it_is(tmp_path: Path) -> None:
     assert torch.equal(wide(ids), same(ids).float())
 
 
-def test_moving_keeps_the_packed_dtypes(tmp_path: Path) -> None:
-    save_model(init_model(CONFIG, seed=3), tmp_path, torch.bfloat16)
+def test_moving_keeps_the_packed_dtypes(tmp_path: Path, configs: dict[str, ModelConfig]) -> None:
+    save_model(init_model(configs["untied"], seed=3), tmp_path, torch.bfloat16)
     model = load_model(tmp_path, "float32", quantize="int4").to(torch.bfloat16)
     q_proj = model.model.layers[0].self_attn.q_proj
     assert q_proj.packed.tensors["scales"].dtype == torch.float16
@@ -120,8 +100,8 @@ def test_moving_keeps_the_packed_dtypes(tmp_path: Path) -> None:
         save_model(model, tmp_path / "out")
 
 
-def test_what_cannot_be_quantised(tmp_path: Path) -> None:
-    save_model(init_model(CONFIG, seed=3), tmp_path, torch.bfloat16)
+def test_what_cannot_be_quantised(tmp_path: Path, configs: dict[str, ModelConfig]) -> None:
+    save_model(init_model(configs["untied"], seed=3), tmp_path, torch.bfloat16)
     with pytest.raises(OptionError, match="int4 or int8"):
         load_model(tmp_path, quantize="q4_0")
     assert set(packing.QUANTIZE) == {"int4", "int8"}
@@ -148,9 +128,9 @@ def test_packed_for_the_kernels_while_loading_is_packed_and_prepared(
 @pytest.mark.parametrize("quantize", [None, "int8"])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_what_is_not_finite_is_found_where_it_is_looked_for(
-    tmp_path: Path, bad: float, quantize: str | None
+    tmp_path: Path, bad: float, quantize: str | None, configs: dict[str, ModelConfig]
 ) -> None:
-    model = init_model(CONFIG, seed=3)
+    model = init_model(configs["untied"], seed=3)
     model.model.layers[1].mlp.up_proj.weight.data[5, 7] = bad
     save_model(model, tmp_path, torch.bfloat16)
     with pytest.raises(CheckpointError, match=r"layers\.1\.mlp\.up_proj\.weight holds nan or inf"):
@@ -158,9 +138,9 @@ def test_what_is_not_finite_is_found_where_it_is_looked_for(
 
 
 def test_what_is_packed_already_is_not_packed_again(
-    tmp_path: Path, write_gguf: Callable[..., None]
+    tmp_path: Path, write_gguf: Callable[..., None], configs: dict[str, ModelConfig]
 ) -> None:
-    save_model(init_model(CONFIG, seed=3), tmp_path / "model", torch.bfloat16)
+    save_model(init_model(configs["untied"], seed=3), tmp_path / "model", torch.bfloat16)
     write_gguf(tmp_path / "model", tmp_path / "tiny.gguf", "Q8_0")
     with pytest.raises(OptionError, match="is packed already") as caught:
         load_model(tmp_path / "tiny.gguf", "float32", quantize="int4")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,24 +18,6 @@ from qwenkit.model.qwen import Qwen
 from qwenkit.model.transforms import fuse, prepare, unmap
 from qwenkit.ops import KernelWeight, Packed, cpu
 
-CONFIG = ModelConfig(
-    vocab_size=96,
-    hidden_size=64,
-    intermediate_size=96,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    torch_dtype="bfloat16",
-    initializer_range=0.1,
-)
-MOE = replace(
-    CONFIG,
-    model_type="qwen2_moe",
-    num_experts=4,
-    num_experts_per_tok=2,
-    moe_intermediate_size=32,
-    shared_expert_intermediate_size=48,
-)
 needs_kernels = pytest.mark.skipif(not cpu.available(), reason="the C++ part is not built")
 
 
@@ -57,13 +38,13 @@ def packs(model: Qwen) -> list[QuantLinear | QuantEmbedding]:
     return [m for m in model.modules() if isinstance(m, (QuantLinear, QuantEmbedding))]
 
 
-@pytest.mark.parametrize("config", [CONFIG, MOE], ids=["dense", "moe"])
+@pytest.mark.parametrize("kind", ["untied", "moe"])
 @pytest.mark.parametrize("quantize", [None, "int4", "int8"])
 def test_a_prepared_model_computes_the_same(
-    tmp_path: Path, config: ModelConfig, quantize: str | None
+    tmp_path: Path, configs: dict[str, ModelConfig], kind: str, quantize: str | None
 ) -> None:
     """But for the kernels' rounding of activations to 8 bits, where weights are packed."""
-    save_model(init_model(config, seed=3), tmp_path, torch.bfloat16)
+    save_model(init_model(configs[kind], seed=3), tmp_path, torch.bfloat16)
     model = load_model(tmp_path, "float32", quantize=quantize)
     want = logits(model)
     prepare(model)
@@ -75,9 +56,9 @@ def test_a_prepared_model_computes_the_same(
 
 
 @needs_kernels
-def test_which_layers_become_one_kernel(tmp_path: Path) -> None:
-    plain, moe = init_model(CONFIG, seed=3), init_model(MOE, seed=3)
-    half = init_model(CONFIG, seed=3).to(torch.float16)  # no kernel computes in it
+def test_which_layers_become_one_kernel(tmp_path: Path, configs: dict[str, ModelConfig]) -> None:
+    plain, moe = init_model(configs["untied"], seed=3), init_model(configs["moe"], seed=3)
+    half = init_model(configs["untied"], seed=3).to(torch.float16)  # no kernel computes in it
     save_model(plain, tmp_path, torch.bfloat16)
     packed = load_model(tmp_path, "float32", quantize="int4")
     fuse(packed)
@@ -90,9 +71,8 @@ def test_which_layers_become_one_kernel(tmp_path: Path) -> None:
 
 
 @needs_kernels
-def test_a_tied_weight_stays_one(tmp_path: Path) -> None:
-    tied = replace(CONFIG, tie_word_embeddings=True)
-    save_model(init_model(tied, seed=3), tmp_path, torch.bfloat16)
+def test_a_tied_weight_stays_one(tmp_path: Path, configs: dict[str, ModelConfig]) -> None:
+    save_model(init_model(configs["tied"], seed=3), tmp_path, torch.bfloat16)
     model = load_model(tmp_path, "float32", quantize="int8")
     prepare(model)
     assert model.lm_head is not None and isinstance(model.lm_head.packed, KernelWeight)
@@ -101,10 +81,10 @@ def test_a_tied_weight_stays_one(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
 def test_nothing_lies_in_the_file_any_more(
-    tmp_path: Path, write_gguf: Callable[..., None], tied: bool
+    tmp_path: Path, write_gguf: Callable[..., None], tied: bool, configs: dict[str, ModelConfig]
 ) -> None:
     """A weight that no kernel took is copied out of the mapped file, which may then be cut."""
-    config = replace(CONFIG, tie_word_embeddings=tied)
+    config = configs["tied" if tied else "untied"]
     save_model(init_model(config, seed=3), tmp_path / "model", torch.bfloat16)
     file = tmp_path / "tiny.gguf"
     write_gguf(tmp_path / "model", file, "Q8_0")
