@@ -144,11 +144,6 @@ def memory_returned() -> Iterator[None]:
         libc.malloc_trim(0)
 
 
-def json_line(value: Any) -> bytes:
-    """JSON in one line of UTF-8."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
-
-
 def human_bytes(count: float) -> str:
     """1536 → '1.5 KiB'. Binary units, one decimal above bytes."""
     for unit in ("B", "KiB", "MiB", "GiB"):

@@ -13,11 +13,11 @@ import secrets
 from collections import OrderedDict
 from typing import Any, ClassVar, cast
 
+from pydantic_core import to_json
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from qwenkit.options.serve import ServeOptions
 from qwenkit.server.errors import ApiError, overloaded
-from qwenkit.utils import json_line
 
 SLOWEST = 1024
 """Bytes a second that a body must bring."""
@@ -153,7 +153,7 @@ class Connection(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         if self.cycle is None or not self.cycle.response_started or self.cycle.response_complete:
-            body = json_line(error.body)
+            body = to_json(error.body)
             head = {
                 "content-type": "application/json",
                 "content-length": str(len(body)),

@@ -11,13 +11,13 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
+from pydantic_core import to_json
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from qwenkit.server.errors import as_api_error
 from qwenkit.server.logs import log_bug
 from qwenkit.server.service import Call, Ended
-from qwenkit.utils import json_line
 
 DONE = b"data: [DONE]\n\n"
 HEADERS = {
@@ -31,7 +31,7 @@ Events = AsyncGenerator[bytes, None]
 def event(value: Any, name: str | None = None) -> bytes:
     """One event; `name` is its `event:` line."""
     head = b"" if name is None else b"event: " + name.encode() + b"\n"
-    return head + b"data: " + json_line(value) + b"\n\n"
+    return head + b"data: " + to_json(value) + b"\n\n"
 
 
 class JsonResponse(Response):
@@ -40,7 +40,7 @@ class JsonResponse(Response):
     media_type = "application/json"
 
     def render(self, content: Any) -> bytes:
-        return json_line(content)
+        return to_json(content)
 
 
 class EventStream(Response):

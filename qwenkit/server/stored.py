@@ -13,8 +13,9 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic_core import to_json
+
 from qwenkit.server.errors import ApiError, bad_value, overloaded
-from qwenkit.utils import json_line
 
 
 @dataclass
@@ -53,7 +54,7 @@ class StoredResponses:
         """Keep a response, or its newer state; what finds no room is not kept, and says so."""
         own = self._tenants.setdefault(tenant, OrderedDict())
         previous, status = response["previous_response_id"], response["status"]
-        found = Stored(json_line(response), json_line(items), previous, status, work, held)
+        found = Stored(to_json(response), to_json(items), previous, status, work, held)
         own.pop(response["id"], None)
         if found.size > self.max_bytes:
             response["store"] = False

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter
 from pydantic import BaseModel, Discriminator, Field, Tag
+from pydantic_core import to_json
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -19,7 +20,6 @@ from qwenkit.server.errors import bad_value
 from qwenkit.server.openai.completions import form_of
 from qwenkit.server.openai.fields import Label, Name, Strict
 from qwenkit.server.service import Call, Service, call_of, service_of
-from qwenkit.utils import json_line
 
 router = APIRouter(tags=["embeddings"])
 MAX_INPUTS = 2048
@@ -113,7 +113,7 @@ async def create(request: Request) -> Response:
     service, call = service_of(request), call_of(request)
     body = await read(request, EmbeddingRequest)
     found = await call.attend(answer(service, call, body), request.receive)
-    content = await asyncio.to_thread(json_line, found)
+    content = await asyncio.to_thread(to_json, found)
     return Response(content, media_type="application/json")
 
 

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from fastapi import APIRouter
 from pydantic import BaseModel
+from pydantic_core import to_json
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Send
@@ -30,7 +31,6 @@ from qwenkit.server.openai.usage import watched
 from qwenkit.server.service import Call, Service, call_of, service_of
 from qwenkit.server.sse import EventStream, JsonResponse, event
 from qwenkit.server.stored import items_of
-from qwenkit.utils import json_line
 
 router = APIRouter(tags=["responses"])
 READS: dict[str, Any] = {"responses": ERRORS}
@@ -115,7 +115,7 @@ class Question:
     def size(self) -> int:
         """Bytes that it keeps while it is answered in the background."""
         kept = (self.answer.response, self._items)
-        return self.held + sum(len(json_line(each)) for each in kept)
+        return self.held + sum(len(to_json(each)) for each in kept)
 
 
 async def question_of(service: Service, call: Call, body: ResponseRequest) -> Question:
@@ -245,7 +245,7 @@ async def cancel(request: Request, response_id: str) -> Response:
     if found.work is not None:
         found.work.end(ApiError(400, "The response was cancelled.", code=CANCELLED))
         response["status"] = CANCELLED
-        found.status, found.response = CANCELLED, json_line(response)
+        found.status, found.response = CANCELLED, to_json(response)
     return _json(found.response)
 
 
