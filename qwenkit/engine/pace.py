@@ -2,14 +2,16 @@
 
 Whoever decodes feels a prompt beside it as a longer gap between tokens. The number of prompt tokens
 is steered so that such a step takes `STALL` times what it takes without any: up a little after a
-step that was shorter, down more after one that was longer. Nothing is assumed about the cost of a
-token: the first few are often free, because the weights are read anyway. A step that only decodes
-is asked for now and then (`limit` 0), so that the measure does not grow old.
+step that was shorter, down more after one that was longer. Where more requests wait than decode,
+what the step may take beyond that grows in proportion, up to `CROWD` times: a few who decode shall
+not hold up many who have nothing yet. Nothing is assumed about the cost of a token: the first few
+are often free, because the weights are read anyway. A step that only decodes is asked for now and
+then (`limit` 0), so that the measure does not grow old.
 """
 
 from __future__ import annotations
 
-STALL = 1.8
+STALL, CROWD = 1.8, 8.0
 FRESH = 32
 """Mixed steps after which a step without prompts is measured again."""
 DOWN, UP = 0.6, 1.15
@@ -29,18 +31,23 @@ class PrefillPace:
         self._token: float | None = None  # seconds of a prompt token when nobody decodes
         self._tokens: float | None = None  # the limit beside decoding
         self._decoding = self._mixed = 0  # at the last measure; steps since
+        self._crowd = 1.0  # how many times the usual excess the last step was allowed
 
-    def limit(self, decoding: int) -> int:
-        """Prompt tokens for a step in which `decoding` sequences get a token each."""
+    def limit(self, decoding: int, waiting: int = 1) -> int:
+        """Prompt tokens for a step in which `decoding` sequences get a token each, while `waiting`
+        others want their first one.
+        """
         if not decoding:
             return self.most
-        alike = 0.8 * decoding <= self._decoding <= 1.25 * decoding
+        self._crowd = max(1.0, min(waiting / decoding, CROWD))
+        fewest = 0.8 if self._crowd == 1.0 else 0.5  # a crowd need not wait for a good measure
+        alike = fewest * decoding <= self._decoding <= 1.25 * decoding
         if self._step is None or self._mixed >= FRESH or not alike:
             return 0
         if self._tokens is None:
             guess = (STALL - 1) * self._step / self._token if self._token else 1.0
             self._tokens = max(1.0, min(guess, self.most))
-        return int(self._tokens)
+        return int(min(self._tokens * self._crowd, self.most))
 
     def observe(self, decoding: int, prefilling: int, seconds: float) -> None:
         """A step with so many decoding sequences and prompt tokens took so long."""
@@ -53,9 +60,9 @@ class PrefillPace:
         elif self._step is not None and self._tokens is not None:
             self._mixed += 1
             excess = max(seconds / self._step - 1, 0.01)
-            change = max(DOWN, min(((STALL - 1) / excess) ** 0.5, UP))
-            if prefilling >= int(self._tokens) or change < 1:
-                tokens = min(self._tokens, prefilling + 1) * change
+            change = max(DOWN, min(((STALL - 1) * self._crowd / excess) ** 0.5, UP))
+            if prefilling >= int(self._tokens * self._crowd) or change < 1:
+                tokens = min(self._tokens, (prefilling + 1) / self._crowd) * change
                 self._tokens = max(1.0, min(tokens, self.most))
 
 

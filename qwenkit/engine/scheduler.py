@@ -85,7 +85,8 @@ class Scheduler:
     """Waiting, running and paused requests over one block pool.
 
     `running` is in order of admission. `share_prefixes`: whether cached beginnings are used.
-    `prefill_limit(n)`: tokens of prompts in a step in which n sequences decode.
+    `prefill_limit(n, w)`: tokens of prompts in a step in which n sequences decode, while w others
+    could be computing their prompts.
     """
 
     def __init__(
@@ -95,7 +96,7 @@ class Scheduler:
         max_batch_tokens: int,
         max_sequences: int,
         share_prefixes: bool = True,
-        prefill_limit: Callable[[int], int] | None = None,
+        prefill_limit: Callable[[int, int], int] | None = None,
     ) -> None:
         if not 1 <= max_sequences <= max_batch_tokens:
             raise ValueError(
@@ -106,7 +107,7 @@ class Scheduler:
         self.max_batch_tokens = max_batch_tokens
         self.max_sequences = max_sequences
         self.share_prefixes = share_prefixes
-        self.prefill_limit = prefill_limit or (lambda decoding: max_batch_tokens)
+        self.prefill_limit = prefill_limit or (lambda decoding, waiting: max_batch_tokens)
         self.waiting = FairQueue()
         self.running: list[Request] = []
         self.paused: deque[Request] = deque()
@@ -143,7 +144,9 @@ class Scheduler:
                 prefilling.append(request)
         budget = self.max_batch_tokens - len(plan.spans)
         if plan.spans:
-            budget = min(budget, self.prefill_limit(len(plan.spans)))
+            places = self.max_sequences - len(self.running)
+            waiting = len(prefilling) + min(len(self.waiting) + len(self.paused), places)
+            budget = min(budget, self.prefill_limit(len(plan.spans), waiting))
         if not plan.paused:
             self._admit(prefilling, budget)
         _divide(plan, prefilling, budget)

@@ -76,7 +76,7 @@ def load_engine(
         max_sequences=sequences,
         max_model_len=min(longest + NEW_TOKENS, model.config.context_length),
     )
-    engine.scheduler.prefill_limit = lambda _: most  # nobody waits: prompts come first
+    engine.scheduler.prefill_limit = lambda *_: most  # nobody waits: prompts come first
     return engine
 
 

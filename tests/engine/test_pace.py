@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from qwenkit.engine.pace import FRESH, STALL, PrefillPace
+from qwenkit.engine.pace import CROWD, FRESH, STALL, PrefillPace
 
 Machine = Callable[[int, int], float]
 
@@ -102,3 +102,27 @@ def test_noise_does_not_run_away() -> None:
 def test_the_measure_does_not_grow_old() -> None:
     tokens = [t for t, _ in run(PrefillPace(512), linear(0.0001), 1, 20 * FRESH)]
     assert 15 < tokens.count(0) < 25
+
+
+def test_a_crowd_is_let_in_faster_than_one() -> None:
+    def crowded(decoding: int, waiting: int) -> float:
+        """Seconds of a step beside so many who wait, over one without, when that has settled."""
+        pace, machine = PrefillPace(512), linear(0.0005)
+        for _ in range(400):
+            tokens = pace.limit(decoding, waiting)
+            pace.observe(decoding, tokens, machine(decoding, tokens))
+        tokens = pace.limit(decoding, waiting) or pace.limit(decoding, waiting)
+        return machine(decoding, tokens) / machine(decoding, 0)
+
+    assert crowded(1, 1) == pytest.approx(STALL, rel=0.1)
+    assert crowded(8, 8) == crowded(8, 1) == pytest.approx(STALL, rel=0.1)
+    assert crowded(2, 8) == pytest.approx(1 + 4 * (STALL - 1), rel=0.1)
+    assert crowded(1, 100) == pytest.approx(1 + CROWD * (STALL - 1), rel=0.1)
+
+
+def test_one_prompt_after_a_crowd_gets_no_more_than_before() -> None:
+    pace, machine = PrefillPace(512), bent(8, 0.001)
+    for _ in range(100):
+        tokens = pace.limit(1, 15)
+        pace.observe(1, tokens, machine(1, tokens))
+    assert max(seconds for _, seconds in run(pace, machine, 1, 50)) < 3 * machine(1, 0)

@@ -267,7 +267,7 @@ def test_a_long_prompt_leaves_half_to_a_short_one_and_decoding_limits_both() -> 
     plan = s.schedule()
     assert shape(plan) == [("a", 0, 8, False), ("b", 0, 5, True), ("c", 0, 3, False)]
     s.commit(plan, [7])
-    s.prefill_limit = lambda decoding: 4 * decoding
+    s.prefill_limit = lambda decoding, waiting: 4 * decoding
     assert shape(s.schedule()) == [("b", 5, 1, True), ("a", 8, 2, False), ("c", 3, 2, False)]
 
 
