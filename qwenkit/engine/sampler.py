@@ -108,10 +108,8 @@ class Sampler:
         logprobs = logits[reported].log_softmax(-1) if reported else None
         self._adjust(requests, logits)
         unmatched = constrain(requests, logits)
-        if all(r.params.greedy for r in requests):
-            tokens, peaks = ops.argmax(logits)  # nan counts as the largest: a spoilt row shows
-        else:
-            peaks = logits.amax(-1).tolist()
+        tokens, peaks = ops.argmax(logits)  # nan counts as the largest: a spoilt row shows
+        if not all(r.params.greedy for r in requests):
             tokens = ops.sample(logits, *self._draw_parameters(requests))
         draws = [
             Draw(token) if math.isfinite(peak) else Draw(None, error=NOT_FINITE, code="not_finite")

@@ -69,7 +69,7 @@ class QuantEmbedding(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         if isinstance(self.packed, KernelWeight):
-            return self.packed.dense(ids).to(self.dtype)
+            return self.packed.rows(ids, self.dtype)
         return ops.dequantize(self.packed.rows(ids)).to(self.dtype)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> QuantEmbedding:

@@ -60,7 +60,10 @@ class Rope:
     def __call__(self, positions: Tensor, scaled: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """positions (3, N), scaled (N) bool or None → cos, sin, each (N, D/2) float32."""
         plain, axes, yarn = self._tables(positions.device)
-        at = positions.float()[axes].T.contiguous()  # (N, D/2)
+        if positions.stride(0) == 0:  # text: one row, thrice
+            at = positions[0, :, None].float()
+        else:
+            at = positions.float()[axes].T.contiguous()  # (N, D/2)
         if scaled is None or yarn is None:
             angles = at * plain
             return angles.cos(), angles.sin()

@@ -95,8 +95,8 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     assert x.dtype in DTYPES and weight.dtype == x.dtype, (x.dtype, weight.dtype)
     assert weight.shape == x.shape[-1:], (weight.shape, x.shape)
     assert x.device.type == weight.device.type == "cpu", (x.device, weight.device)
-    x, weight = x.detach().contiguous(), weight.detach().contiguous()
-    out = torch.empty_like(x)
+    x, weight = x.contiguous(), weight.contiguous()
+    out = torch.empty(x.shape, dtype=x.dtype)
     cols = x.shape[-1]
     rows = x.numel() // cols if cols else 0
     _cpu.rms_norm(x.data_ptr(), weight.data_ptr(), out.data_ptr(), rows, cols, eps, DTYPES[x.dtype])
@@ -183,6 +183,28 @@ def paged_attention(
         CACHE_DTYPES[k_cache.dtype],
     )
     return out
+
+
+def argmax(logits: Tensor) -> tuple[list[int], list[float]]:
+    """(M, V) float32 with V > 0, rows contiguous → M places and the values there; the first of
+    equals, and the first nan if any.
+    """
+    rows, cols = logits.shape
+    assert logits.dtype == torch.float32 and logits.stride(1) == 1, logits.stride()
+    return _cpu.argmax(logits.data_ptr(), logits.stride(0), rows, cols)
+
+
+def top(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """(M, V) float32, rows contiguous, V ≥ count > 0 → values and places (M, count) in falling
+    order, the first of equals first. nan is left out; -inf at place 0 stands for what is missing.
+    """
+    rows, cols = logits.shape
+    assert logits.dtype == torch.float32 and logits.stride(1) == 1, logits.stride()
+    values = torch.empty(rows, count)
+    places = torch.empty(rows, count, dtype=torch.int64)
+    where = (places.data_ptr(), values.data_ptr())
+    _cpu.top(logits.data_ptr(), logits.stride(0), rows, cols, count, *where)
+    return values, places
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

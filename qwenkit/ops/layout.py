@@ -101,6 +101,17 @@ class KernelWeight:
         order = self.tensors.get("order")
         return weight if order is None else torch.empty_like(weight).index_copy_(1, order, weight)
 
+    def rows(self, index: Tensor, dtype: torch.dtype) -> Tensor:
+        """Rows (M, I) in float32 or bfloat16, by one kernel where there is no offset."""
+        if self.kinds[1] != OFFSET_KINDS["none"] or "order" in self.tensors:
+            return self.dense(index).to(dtype)
+        index = index.contiguous()
+        assert index.dtype == torch.int64, index.dtype
+        out = torch.empty(len(index), self.shape[1], dtype=dtype)
+        name = "float32" if dtype == torch.float32 else "bfloat16"
+        _cpu.packed_rows(self.handle(), index.data_ptr(), len(index), out.data_ptr(), name)
+        return out
+
     def _dense(self, index: Tensor) -> Tensor:
         tile, row = index // self.lanes, index % self.lanes
         codes = self._codes(tile, row).float()  # (M, u, 16 or 32)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
@@ -45,6 +46,54 @@ def assert_close(got: Tensor, expected: Tensor) -> None:
     else:  # a value may lie on the edge between two bfloat16 numbers: one step for each rounding
         torch.testing.assert_close(got, expected, rtol=2**-6, atol=1e-30)
         assert (got != expected).float().mean() < 0.02
+
+
+def test_argmax_shows_the_first_of_equals_and_nan(isa: str) -> None:
+    x = torch.randn(3, 40)
+    x[0, 7] = x[0, 30] = 99.0
+    x[1, 5] = torch.nan
+    wide = torch.cat((x, torch.full((3, 9), 1e9)), 1)[:, :40]  # a view with gaps
+    places, values = cpu.argmax(wide)
+    assert places == [7, 5, int(x[2].argmax())]
+    assert values[0] == 99.0 and math.isnan(values[1]) and values[2] == float(x[2].max())
+
+
+@settings(max_examples=60)
+@given(st.data())
+def test_argmax_equals_numpys(data: st.DataObject) -> None:
+    rows, cols = data.draw(st.integers(1, 4)), data.draw(st.sampled_from([*COLS, 16384, 40_001]))
+    x = torch.randn(rows, cols, generator=torch.Generator().manual_seed(cols)).round(decimals=1)
+    special = st.sampled_from([math.nan, math.inf, -math.inf, 9.0])
+    places = st.tuples(st.integers(0, rows - 1), st.integers(0, cols - 1), special)
+    for row, col, value in data.draw(st.lists(places, max_size=6)):
+        x[row, col] = value
+    if data.draw(st.booleans()):
+        x[0] = -math.inf
+    for name in SETS:
+        cpu._cpu.use_instruction_set(name)
+        found, values = cpu.argmax(x)
+        assert found == x.numpy().argmax(1).tolist()
+        assert torch.tensor(values).equal(x[range(rows), found]) or any(map(math.isnan, values))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_top_is_a_stable_sort_without_what_is_no_number(data: st.DataObject) -> None:
+    rows, cols = data.draw(st.integers(1, 3)), data.draw(st.sampled_from([*COLS, 16384, 40_001]))
+    count = data.draw(st.integers(1, min(cols, 70)))
+    x = torch.randn(rows, cols, generator=torch.Generator().manual_seed(cols)).round(decimals=1)
+    special = st.sampled_from([math.nan, math.inf, -math.inf, 9.0])
+    places = st.tuples(st.integers(0, rows - 1), st.integers(0, cols - 1), special)
+    for row, col, value in data.draw(st.lists(places, max_size=6)):
+        x[row, col] = value
+    for name in SETS:
+        cpu._cpu.use_instruction_set(name)
+        values, found = cpu.top(x, count)
+        for row, own, at in zip(x.tolist(), values.tolist(), found.tolist(), strict=True):
+            numbers = [i for i in range(cols) if row[i] == row[i]]
+            expected = [(row[i], i) for i in sorted(numbers, key=lambda i: -row[i])[:count]]
+            expected += [(-math.inf, 0)] * (count - len(expected))
+            assert list(zip(own, at, strict=True)) == expected
 
 
 @pytest.mark.parametrize("dtype", cpu.DTYPES)

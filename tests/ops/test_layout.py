@@ -5,7 +5,7 @@ set.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -241,14 +241,33 @@ def test_a_row_does_not_depend_on_its_neighbours_nor_on_threads(isa: str) -> Non
         cpu.set_threads(before)
 
 
-def test_rows_of_an_embedding() -> None:
+EMBEDDINGS = [
+    *((name, lambda name=name: random_blocks(name, 30, 256)) for name in HALVES),
+    *((f"int{n}", lambda n=n: random_integers(n, 30, 80, 16, False)) for n in (4, 8)),
+    ("odd", lambda: quantize(torch.randn(30, 100), "int8", group_size=32)),
+    ("zeros", lambda: random_integers(4, 30, 64, 32, True)),
+]
+
+
+@pytest.mark.parametrize("make", [make for _, make in EMBEDDINGS], ids=[n for n, _ in EMBEDDINGS])
+def test_rows_of_an_embedding(isa: str, make: Callable[[], Packed]) -> None:
     torch.manual_seed(4)
-    packed = random_blocks("q6_k", 30, 256)
+    packed = make()
     weight = layout.repack(packed)
     assert weight is not None
-    ids = torch.tensor([29, 0, 7, 7])
-    assert torch.equal(weight.dense(ids), dequantize(packed)[ids])
-    assert weight.dense(ids[:0]).shape == (0, 256)
+    ids, exact = torch.tensor([29, 0, 7, 7, 16, 8]), dequantize(packed)
+    assert torch.equal(weight.dense(ids), exact[ids])
+    for dtype in cpu.DTYPES:
+        assert torch.equal(weight.rows(ids, dtype), exact[ids].to(dtype))
+        assert weight.rows(ids[:0], dtype).shape == (0, packed.shape[1])
+
+
+def test_a_row_that_is_not_there_is_an_error() -> None:
+    weight = layout.repack(quantize(torch.randn(9, 64), "int8", group_size=32))
+    assert weight is not None
+    for bad in (-1, 9):
+        with pytest.raises(IndexError, match="no such row"):
+            weight.rows(torch.tensor([0, bad]), torch.float32)
 
 
 def test_formats_without_a_kernel_stay_as_they_are() -> None:

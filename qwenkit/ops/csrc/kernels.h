@@ -88,6 +88,12 @@ struct Kernels {
     void (*attention)(const AttentionJob &job);
     void (*linear)(const Weight &weight, const void *x, void *out, std::size_t rows, Dtype dtype);
     void (*layer)(const Layer &layer, const LayerJob &job);
+    void (*argmax)(const float *x, std::size_t stride, std::size_t rows, std::size_t cols,
+                   std::int64_t *places, float *values);
+    void (*top)(const float *x, std::size_t stride, std::size_t rows, std::size_t cols, std::size_t most,
+                std::int64_t *places, float *values);
+    void (*packed_rows)(const PackedWeight &weight, const std::int64_t *rows, std::size_t count,
+                        void *out, Dtype dtype);
     void (*interleave)(const std::uint8_t *codes, std::uint8_t *out, std::size_t rows,
                        std::size_t cols, int bits);
 };

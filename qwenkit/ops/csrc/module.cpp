@@ -10,6 +10,7 @@
 #include <nanobind/stl/vector.h>
 
 #include <atomic>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <tuple>
@@ -82,6 +83,17 @@ template <typename T = void>
 T *maybe(Address address) {
     return reinterpret_cast<T *>(address);
 }
+
+// Python's lock is let go for work on many numbers. Giving it away for little work could mean a long wait for it.
+class Released {
+  public:
+    explicit Released(std::size_t numbers) {
+        if (numbers >= std::size_t{1} << 18) release.emplace();
+    }
+
+  private:
+    std::optional<nb::gil_scoped_release> release;
+};
 
 Dtype dtype_of(const std::string &name) {
     if (name == "float32") return Dtype::float32;
@@ -211,6 +223,44 @@ void linear(const Weight &weight, Address x, Address out, std::size_t rows,
     kernels().linear(mine, from, to, rows, type);
 }
 
+// rows: int64, of a weight without offsets.
+void packed_rows(const Weight &weight, Address rows, std::size_t count, Address out, const std::string &dtype) {
+    if (count == 0 || weight.cols() == 0) return;
+    check_lanes(weight);
+    if (!weight.packed || weight.q.offset_kind != Offsets::none) throw std::invalid_argument("a weight with offsets");
+    const std::int64_t *at = pointer<std::int64_t>(rows);
+    for (std::size_t i = 0; i < count; ++i)
+        if (at[i] < 0 || static_cast<std::size_t>(at[i]) >= weight.rows()) throw std::out_of_range("no such row");
+    Dtype type = dtype_of(dtype);
+    void *to = pointer(out);
+    Released released(count * weight.cols());
+    kernels().packed_rows(weight.q, at, count, to, type);
+}
+
+std::pair<std::vector<std::int64_t>, std::vector<float>> argmax(Address x, std::size_t stride, std::size_t rows,
+                                                                std::size_t cols) {
+    if (cols == 0) throw std::invalid_argument("rows without values");
+    std::vector<std::int64_t> places(rows);
+    std::vector<float> values(rows);
+    if (rows == 0) return {places, values};
+    const float *from = pointer<float>(x);
+    Released released(rows * cols);
+    kernels().argmax(from, stride, rows, cols, places.data(), values.data());
+    return {places, values};
+}
+
+// places: int64, values: float32, both (rows, most).
+void top(Address x, std::size_t stride, std::size_t rows, std::size_t cols, std::size_t most, Address places,
+         Address values) {
+    if (most == 0 || most > cols) throw std::invalid_argument("so many values are not there");
+    if (rows == 0) return;
+    const float *from = pointer<float>(x);
+    std::int64_t *at = pointer<std::int64_t>(places);
+    float *to = pointer<float>(values);
+    Released released(rows * cols);
+    kernels().top(from, stride, rows, cols, most, at, to);
+}
+
 // weights: q, k, v, o, gate, up, down; biases: float32 or 0, one for each.
 Layer make_layer(const std::vector<Weight> &weights, const std::vector<Address> &biases, Address norm1,
                  Address norm2, float eps) {
@@ -306,6 +356,12 @@ NB_MODULE(_cpu, m) {
           nb::arg("addresses"));
     m.def("linear", &linear, nb::arg("weight"), nb::arg("x"), nb::arg("out"), nb::arg("rows"),
           nb::arg("dtype"), nb::arg("bias"), "x, out: of the dtype; bias: float32 or 0.");
+    m.def("packed_rows", &packed_rows, nb::arg("weight"), nb::arg("rows"), nb::arg("count"), nb::arg("out"),
+          nb::arg("dtype"), "rows: int64; out: (count, cols) of the dtype.");
+    m.def("argmax", &argmax, nb::arg("x"), nb::arg("stride"), nb::arg("rows"), nb::arg("cols"),
+          "Places and values; the first NaN counts as the largest.");
+    m.def("top", &top, nb::arg("x"), nb::arg("stride"), nb::arg("rows"), nb::arg("cols"), nb::arg("most"),
+          nb::arg("places"), nb::arg("values"), "places: int64, values: float32, in falling order.");
     nb::class_<Layer>(m, "Layer", "A decoder layer's addresses; its maker keeps the tensors alive.");
     m.def("make_layer", &make_layer, nb::arg("weights"), nb::arg("biases"), nb::arg("norm1"),
           nb::arg("norm2"), nb::arg("eps"), "weights: q, k, v, o, gate, up, down.");
