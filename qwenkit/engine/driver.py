@@ -3,7 +3,9 @@
 `submit` checks requests in the caller's thread (a bad one raises there, and one too many), queues
 them, and from then on the thread calls `sink(output)` for each output. A sink must be quick and
 must not block: put into a queue and return. The thread starts with the first request, sleeps when
-there is nothing to do, and ends with `close`. Other work on the same model (`lend`) takes turns
+there is nothing to do, and ends with `close`. A receiver that must be woken gives `wake` besides:
+it is called once for all outputs of a step, when the kernels of the next one are about to run, so
+that both go on at the same time. Other work on the same model (`lend`) takes turns
 with the steps. `busy_seconds` and `healthy` tell a watchdog whether it hangs or has died.
 """
 
@@ -17,6 +19,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,11 +29,19 @@ from qwenkit.engine.request import ErrorCode, FinishReason, Request, RequestOutp
 from qwenkit.errors import EngineError, QueueFullError, QwenkitError
 
 Sink = Callable[[RequestOutput], None]
+Wake = Callable[[], None]
 CLOSED = "The engine was closed."
 DIED = "The engine's thread has died."
 LONGEST_RETRY = 30
 
 _log = logging.getLogger("qwenkit.engine")
+
+
+@dataclass(frozen=True, slots=True)
+class _Receiver:
+    request: Request
+    sink: Sink
+    wake: Wake | None
 
 
 class Driver:
@@ -50,10 +61,12 @@ class Driver:
         self.engine = engine
         self.max_waiting, self.max_waiting_per_tenant = max_waiting, max_waiting_per_tenant
         self._wake = threading.Condition()
-        self._arrived: list[tuple[Request, Sink]] = []
+        self._arrived: list[_Receiver] = []
         self._unwanted: list[str] = []
         self._open: dict[int, Request] = {}  # by id(): everything that has not ended
-        self._sinks: dict[str, tuple[Request, Sink]] = {}
+        self._sinks: dict[str, _Receiver] = {}
+        self._asleep: dict[Wake, list[_Receiver]] = {}  # who has got outputs and was not woken yet
+        engine.runner.meanwhile = self._wake_all
         self._lent: deque[tuple[Generator[None, None, Any], Future[Any]]] = deque()
         self._ends: deque[float] = deque(maxlen=64)
         self._thread: threading.Thread | None = None
@@ -71,8 +84,9 @@ class Driver:
         began = self._step_began
         return 0.0 if began is None else time.monotonic() - began
 
-    def submit(self, requests: Sequence[Request], sink: Sink) -> None:
-        """Queue all of the requests, or none: errors are raised before any is queued.
+    def submit(self, requests: Sequence[Request], sink: Sink, wake: Wake | None = None) -> None:
+        """Queue all of the requests, or none: errors are raised before any is queued. Receivers
+        with an equal `wake` are woken by one call.
 
         Errors: those of `Engine.check`, QueueFullError, EngineError once it is closed or has died.
         """
@@ -81,7 +95,7 @@ class Driver:
         with self._wake:
             self._check_alive()
             self._check_room(requests)
-            self._arrived += [(request, sink) for request in requests]
+            self._arrived += [_Receiver(request, sink, wake) for request in requests]
             self._open.update((id(request), request) for request in requests)
             self._start()
 
@@ -162,6 +176,8 @@ class Driver:
             while self._take():
                 for output in self._step():
                     self._deliver(output)
+                if self._lent or not self.engine.has_work:
+                    self._wake_all()
                 if self._lent:
                     self._lend_turn()
             self._end_all("abort", CLOSED, "closed")
@@ -188,19 +204,20 @@ class Driver:
                 return False
             arrived, self._arrived = self._arrived, []
             unwanted, self._unwanted = self._unwanted, []
-        for request, sink in arrived:
-            self._add(request, sink)
+        for receiver in arrived:
+            self._add(receiver)
         for request_id in unwanted:
             self.engine.abort(request_id)
         return True
 
-    def _add(self, request: Request, sink: Sink) -> None:
+    def _add(self, receiver: _Receiver) -> None:
+        request = receiver.request
         try:
             self.engine.add(request)
         except QwenkitError as error:
-            self._call(request, sink, RequestOutput(request.id, [], None, "error", str(error)))
+            self._call(receiver, RequestOutput(request.id, [], None, "error", str(error)))
         else:
-            self._sinks[request.id] = (request, sink)
+            self._sinks[request.id] = receiver
 
     def _step(self) -> list[RequestOutput]:
         self._step_began = time.monotonic()
@@ -247,10 +264,12 @@ class Driver:
                 future.set_exception(EngineError(text, code=code))
         known = [*self._sinks.values(), *arrived]
         self._sinks.clear()
-        for request, sink in known:
+        for receiver in known:
+            request_id = receiver.request.id
             if not self._died:
-                self.engine.abort(request.id)
-            self._call(request, sink, RequestOutput(request.id, [], None, reason, text, code))
+                self.engine.abort(request_id)
+            self._call(receiver, RequestOutput(request_id, [], None, reason, text, code))
+        self._wake_all()
 
     def _deliver(self, output: RequestOutput) -> None:
         found = self._sinks.get(output.id)
@@ -258,21 +277,37 @@ class Driver:
             return
         if output.finished:
             del self._sinks[output.id]
-        if not self._call(*found, output) and not output.finished:
+        if not self._call(found, output) and not output.finished:
             del self._sinks[output.id]
             self.engine.abort(output.id)
 
-    def _call(self, request: Request, sink: Sink, output: RequestOutput) -> bool:
+    def _call(self, receiver: _Receiver, output: RequestOutput) -> bool:
         """Hand an output over; False when the receiver fails: its request ends, no other."""
         if output.finished:  # first, so that its receiver finds the place free
-            self._close_request(request)
+            self._close_request(receiver.request)
         try:
-            sink(output)
-        except Exception:  # for instance an event loop that was closed
+            receiver.sink(output)
+        except Exception:
             _log.exception("the receiver of request %s failed", output.id)
-            self._close_request(request)
+            self._close_request(receiver.request)
             return False
+        if receiver.wake is not None:
+            self._asleep.setdefault(receiver.wake, []).append(receiver)
         return True
+
+    def _wake_all(self) -> None:
+        """Wake those who have got something. Where that fails, their requests end."""
+        while self._asleep:
+            wake, receivers = self._asleep.popitem()
+            try:
+                wake()
+            except Exception:  # for instance an event loop that was closed
+                ids = [receiver.request.id for receiver in receivers]
+                _log.exception("the receivers of the requests %s failed", ids)
+                for receiver in receivers:
+                    self._close_request(receiver.request)
+                    self._sinks.pop(receiver.request.id, None)
+                self.abort(ids)
 
     def _close_request(self, request: Request) -> None:
         with self._wake:

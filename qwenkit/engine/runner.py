@@ -8,8 +8,7 @@ grow with the tokens. Legend: N tokens, S sequences, M sampling rows, V vocab, T
 from __future__ import annotations
 
 import contextlib
-import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -49,12 +48,16 @@ class Runner:
         self.model, self.cache, self.invariant = model, cache, invariant
         self.adapters = adapters
         self.device = model.device
+        self.meanwhile: Callable[[], None] = lambda: None
+        """Called when a batch is ready for the model: what it sets off runs beside the kernels."""
         self._graphs = None
         if not invariant:  # whether the ops can keep that is theirs to say, at every step
             self._graphs = make_graphs(model, cache, max_sequences, max_blocks)
         self._host = model.device.type == "cpu"
         self._tables = np.zeros((max_sequences, max_blocks), dtype=np.int32)
         self._filled = [0] * max_sequences
+        self._each = np.arange(max_sequences)
+        self._ends = np.arange(max_sequences + 1, dtype=np.int32)
         self._rows: dict[str, int] = {}
         self._free_rows = list(range(max_sequences - 1, -1, -1))
 
@@ -84,6 +87,7 @@ class Runner:
             n += span.count
             if span.samples:
                 ends += range(n - 1 - len(span.drafts), n)
+        self.meanwhile()
         rows = None
         if len(ends) < n:
             rows = self._tensor(np.array(ends, dtype=np.int64))
@@ -121,34 +125,29 @@ class Runner:
 
     def _batch(self, spans: Sequence[Span]) -> Batch:
         size = self.cache.block_size
-        ids: list[int] = []
-        for span in spans:
-            tokens = span.request.token_ids
-            if span.count == 1:
-                ids.append(tokens[span.start])
-            else:
-                ids += tokens[span.start : span.start + span.count]
-                ids += span.drafts
         start = np.array([span.start for span in spans])  # (S)
-        count = np.array([span.count for span in spans])
         row = np.array([self._row(span.request) for span in spans])
-        ends = itertools.accumulate((span.count for span in spans), initial=0)
-        cu_seqlens = np.fromiter(ends, np.int32, len(spans) + 1)
-        positions, of = start, np.arange(len(spans))  # (N) each, `of`: which span
-        if len(ids) > len(spans):
-            of = of.repeat(count)
+        positions, of, context = start, self._each[: len(spans)], start + 1
+        cu_seqlens = self._ends[: len(spans) + 1]
+        if all(span.count == 1 for span in spans):
+            ids = [span.request.token_ids[span.start] for span in spans]
+        else:
+            ids, count = _ids(spans), np.array([span.count for span in spans])
+            cu_seqlens = np.concatenate(([0], count.cumsum())).astype(np.int32)
+            of = of.repeat(count)  # (N), which span, as `positions` (N)
             positions = np.arange(len(ids)) + (start - cu_seqlens[:-1])[of]
+            context = start + count
         scaled = None
         if any(span.request.scaled for span in spans):
             scaled = self._tensor(np.array([span.request.scaled for span in spans])[of])
         blocks = self._tables[row[of], positions // size].astype(np.int64)
-        widest = -(-int((start + count).max()) // size)
+        widest = -(-int(context.max()) // size)
         kv = PagedKV(
             k=self.cache.k,
             v=self.cache.v,
             slots=self._tensor(blocks * size + positions % size),
             block_tables=self._tensor(self._tables[row, :widest]),
-            context_lens=self._tensor((start + count).astype(np.int32)),
+            context_lens=self._tensor(context.astype(np.int32)),
         )
         three = self._tensor(positions).expand(3, -1)
         input_ids = self._tensor(np.array(ids))
@@ -175,3 +174,12 @@ class Runner:
     def _tensor(self, values: Array) -> Tensor:
         tensor = torch.from_numpy(values)
         return tensor if self._host else tensor.to(self.device)
+
+
+def _ids(spans: Sequence[Span]) -> list[int]:
+    """The tokens (N) of the spans."""
+    ids: list[int] = []
+    for span in spans:
+        ids += span.request.token_ids[span.start : span.start + span.count]
+        ids += span.drafts
+    return ids

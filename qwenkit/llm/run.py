@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import queue
+import weakref
+from collections import deque
 from collections.abc import AsyncGenerator, Callable, Generator
 
 from qwenkit.engine import Driver, RequestOutput
@@ -36,13 +38,9 @@ def run(driver: Driver, job: Job) -> Generator[StreamDelta, None, None]:
 
 async def arun(driver: Driver, job: Job) -> AsyncGenerator[StreamDelta, None]:
     """`run` for coroutines."""
-    loop, box = asyncio.get_running_loop(), asyncio.Queue[Parcel]()
-
-    def put(parcel: Parcel) -> None:
-        loop.call_soon_threadsafe(box.put_nowait, parcel)
-
+    box, mail = asyncio.Queue[Parcel](), _mail_of(asyncio.get_running_loop())
     try:
-        driver.submit(job.requests, _sink(job, put))
+        driver.submit(job.requests, _sink(job, mail.slot(box)), mail.send)
         while job.open_ids:
             news, unwanted = job.push(await box.get())
             if unwanted:
@@ -52,6 +50,42 @@ async def arun(driver: Driver, job: Job) -> AsyncGenerator[StreamDelta, None]:
     finally:
         if job.open_ids:
             driver.abort(job.open_ids)
+
+
+class _Mail:
+    """Parcels for the coroutines of one event loop, which is woken once for all of a step. The
+    engine's thread puts them in and sends them off.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = weakref.ref(loop)
+        self._parcels: deque[tuple[asyncio.Queue[Parcel], Parcel]] = deque()
+
+    def slot(self, box: asyncio.Queue[Parcel]) -> Callable[[Parcel], None]:
+        """Where parcels for `box` are put in."""
+        parcels = self._parcels
+        return lambda parcel: parcels.append((box, parcel))
+
+    def send(self) -> None:
+        """Have the loop hand out what there is. Errors: RuntimeError when it is closed."""
+        loop = self._loop()
+        if self._parcels and loop is not None:
+            loop.call_soon_threadsafe(self._hand_out)
+
+    def _hand_out(self) -> None:
+        while self._parcels:
+            box, parcel = self._parcels.popleft()
+            box.put_nowait(parcel)
+
+
+_mails: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Mail] = weakref.WeakKeyDictionary()
+
+
+def _mail_of(loop: asyncio.AbstractEventLoop) -> _Mail:
+    mail = _mails.get(loop)
+    if mail is None:
+        mail = _mails[loop] = _Mail(loop)
+    return mail
 
 
 def _sink(job: Job, put: Callable[[Parcel], None]) -> Sink:
