@@ -5,6 +5,7 @@ The limits are the operator's: a request can only ask for less.
 
 from __future__ import annotations
 
+import re
 from typing import ClassVar, Literal
 
 from pydantic import SecretStr, field_validator, model_validator
@@ -41,6 +42,13 @@ class ServeOptions(LoadOptions):
         [],
         "a Host header that is answered without a key besides localhost; may be repeated",
         metavar="NAME",
+    )
+    allowed_origin: list[str] = opt(
+        [],
+        "web page (https://name[:port], or * for every one) whose scripts may use the server; may "
+        "be repeated",
+        aliases=("allowed_origins",),
+        metavar="ORIGIN",
     )
     pooling: Literal["last", "mean"] = opt(
         "last", "what an embedding is made of: the last token's state, or the mean of all"
@@ -163,6 +171,14 @@ class ServeOptions(LoadOptions):
     def _named(cls, value: list[str]) -> list[str]:
         if not all(name and folder for name, _, folder in (each.partition("=") for each in value)):
             raise ValueError("NAME=FOLDER, such as sql=adapters/sql")
+        return value
+
+    @field_validator("allowed_origin")
+    @classmethod
+    def _pages(cls, value: list[str]) -> list[str]:
+        for each in value:
+            if each != "*" and not re.fullmatch(r"https?://[A-Za-z0-9._\[\]:-]+", each):
+                raise ValueError(f"{each!r}: give https://name or http://name:port, no path, or *.")
         return value
 
     @model_validator(mode="after")

@@ -7,6 +7,7 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp
 
@@ -22,12 +23,29 @@ from qwenkit.server.openai import ROUTERS
 from qwenkit.server.openai.batches import Batches
 from qwenkit.server.service import Ended, Service
 
+EXPOSED = ["x-request-id", "retry-after"] + [
+    f"x-ratelimit-{name}-{kind}"
+    for name in ("limit", "remaining", "reset")
+    for kind in ("requests", "tokens")
+]
+"""Headers that scripts of allowed origins may read."""
+
 
 class App(FastAPI):
     """FastAPI with the gate around it, outside of everything that could fail."""
 
     def build_middleware_stack(self) -> ASGIApp:
-        return Gate(super().build_middleware_stack(), self.state.service)
+        gate = Gate(super().build_middleware_stack(), self.state.service)
+        origins = self.state.service.options.allowed_origin
+        if not origins:
+            return gate
+        return CORSMiddleware(
+            gate,
+            allow_origins=origins,
+            allow_methods=["GET", "POST", "DELETE"],
+            allow_headers=["*"],
+            expose_headers=EXPOSED,
+        )
 
     def openapi(self) -> dict[str, Any]:
         """The OpenAPI document."""

@@ -26,6 +26,11 @@ def listen(options: ServeOptions) -> socket.socket:
             f"{options.host} can be reached by others, and there is no key.",
             "Give --api-key-file, or --unprotected if everybody may use the model.",
         )
+    if "*" in options.allowed_origin and not (Keys.of(options) or options.unprotected):
+        raise OptionError(
+            "Every web page could use this server: all origins are allowed, and there is no key.",
+            "Name the origins, or give --api-key-file, or --unprotected if you do not mind.",
+        )
     try:
         found = socket.getaddrinfo(options.host, options.port, type=socket.SOCK_STREAM)
         family, kind, protocol, _, address = found[0]

@@ -88,3 +88,33 @@ def test_while_an_address_must_wait_its_right_key_is_refused_too(
     assert answer.json()["error"]["code"] == "rate_limit_exceeded"
     assert ask(None).status_code == 401, "no key is no guess"
     assert client.get("/health").status_code == 200
+
+
+def test_scripts_of_allowed_origins_may_ask(client_of: Callable[..., TestClient], key: str) -> None:
+    client = client_of(key=key, allowed_origin=["https://app.example"])
+    wanted = "authorization, content-type, x-stainless-os"
+    asks = {
+        "access-control-request-method": "POST",
+        "access-control-request-headers": wanted,
+    }
+    page = {"origin": "https://app.example"}
+    ahead = client.options("/v1/chat/completions", headers={**page, **asks})
+    assert ahead.status_code == 200
+    assert ahead.headers["access-control-allow-origin"] == "https://app.example"
+    assert "authorization" in ahead.headers["access-control-allow-headers"]
+    assert "access-control-allow-credentials" not in ahead.headers
+    unknown = client.get("/v1/models", headers={**page, "authorization": "Bearer wrong"})
+    assert unknown.status_code == 401
+    assert unknown.headers["access-control-allow-origin"] == "https://app.example"
+    for origin in ("https://other.example", "null"):
+        other = client.options("/v1/chat/completions", headers={"origin": origin, **asks})
+        assert "access-control-allow-origin" not in other.headers
+        served = client.get("/v1/models", headers={"origin": origin})
+        assert "access-control-allow-origin" not in served.headers
+
+
+def test_without_the_option_no_page_may(client: TestClient) -> None:
+    page = {"origin": "http://localhost:3000", "access-control-request-method": "POST"}
+    assert client.options("/v1/chat/completions", headers=page).status_code == 405
+    served = client.get("/v1/models", headers=page)
+    assert not [name for name in served.headers if name.startswith("access-control")]

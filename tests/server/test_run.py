@@ -105,6 +105,8 @@ def test_what_cannot_start_says_why_in_one_line() -> None:
         assert "in use" in refused("--port", str(taken.getsockname()[1])).stderr
     assert "no key" in refused("--host", "0.0.0.0").stderr
     assert "no key" in refused("--host", "::").stderr
+    assert "Every web page" in refused("--allowed-origin", "*").stderr
+    assert "no path" in refused("--allowed-origin", "https://a.example/x").stderr
     assert "cannot be read" in refused("--api-key-file", "/nonexistent").stderr
     assert "nowhere" in refused("./nowhere").stderr
     assert "port" in refused("--port", "70000").stderr
