@@ -64,85 +64,8 @@ def prompt(tokens: int, seed: int) -> list[int]:
     return [chance.randrange(300, 8000) for _ in range(tokens)]
 
 
-# The engine alone, in a process of its own
-
-
-def engine_work(model: str, quantize: str | None) -> None:
-    """Reads lines of JSON, {"sequences", "prompt", "tokens"}; answers with seconds."""
-    with LLM(model, quantize=quantize) as llm:
-        if llm.model.fused:
-            leave_cores_to_kernels()  # as the server's driver does
-        print("ready", flush=True)
-        for line in sys.stdin:
-            wish = json.loads(line)
-            print(json.dumps(_run(llm, **wish)), flush=True)
-
-
-def _run(llm: LLM, sequences: int, tokens: int, prompts: list[list[int]]) -> dict[str, Any]:
-    """One batch: seconds in all, medians of a step and of the forward within it while decoding."""
-    engine: Engine = llm.driver.engine
-    forwards: list[float] = []
-    before = llm.model.register_forward_pre_hook(lambda *_: forwards.append(-time.perf_counter()))
-    after = llm.model.register_forward_hook(
-        lambda *_: forwards.__setitem__(-1, forwards[-1] + time.perf_counter())
-    )
-    steps: list[float] = []
-    began = time.perf_counter()
-    for number in range(sequences):
-        engine.add(Request(str(number), prompts[number], SamplingParams(max_tokens=tokens)))
-    while engine.has_work:
-        start = time.perf_counter()
-        engine.step()
-        steps.append(time.perf_counter() - start)
-    whole = time.perf_counter() - began
-    before.remove()
-    after.remove()
-    engine.forget_prefixes()
-    half = len(steps) // 2
-    return {
-        "seconds": whole,
-        "step": statistics.median(steps[half:]),
-        "forward": statistics.median(forwards[half:]),
-        "sequences": sequences,
-    }
-
-
-class EngineAlone:
-    """The process of `engine_work`."""
-
-    def __init__(self, model: str, quantize: str | None) -> None:
-        words = [sys.executable, __file__, "--model", model, "--engine-alone"]
-        words += ["--quantize", quantize] if quantize else []
-        self._process = subprocess.Popen(
-            words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        assert self._process.stdout is not None
-        assert self._process.stdout.readline() == "ready\n"
-
-    def run(self, sequences: int, tokens: int, prompts: list[list[int]]) -> dict[str, Any]:
-        """See `_run`."""
-        assert self._process.stdin is not None and self._process.stdout is not None
-        wish = {"sequences": sequences, "tokens": tokens, "prompts": prompts}
-        self._process.stdin.write(json.dumps(wish) + "\n")
-        self._process.stdin.flush()
-        found: dict[str, Any] = json.loads(self._process.stdout.readline())
-        return found
-
-    def end(self) -> None:
-        self._process.communicate()
-
-
-# A server that notes what the model takes
-
-
-def served_work(model: str, quantize: str | None, notes: str) -> None:
-    """`qwenkit serve` with a clock on model and sampler; when each step's forward began, and
-    what forward and sampler took of it, go to a file.
-    """
-    flags = {"model": model, "port": 0, "served_model_name": ["m"], "log_level": "warning"}
-    options = resolve(ServeOptions, {**flags, "quantize": quantize})
-    listener = listen(options)
-    llm = LLM(model, quantize=quantize)
+def clocked(llm: LLM) -> dict[str, list[float]]:
+    """From now on, in seconds: when each forward began, what it took, and the sampler after it."""
     spent: dict[str, list[float]] = {"start": [], "forward": [], "sample": []}
 
     def before(*_: Any) -> None:
@@ -164,6 +87,79 @@ def served_work(model: str, quantize: str | None, notes: str) -> None:
         return found
 
     sampler.sample = timed  # type: ignore[assignment,method-assign]
+    return spent
+
+
+# The engine alone, in a process of its own
+
+
+def engine_work(model: str, quantize: str | None) -> None:
+    """Reads lines of JSON, {"sequences", "prompt", "tokens"}; answers with seconds."""
+    with LLM(model, quantize=quantize) as llm:
+        if llm.model.fused:
+            leave_cores_to_kernels()  # as the server's driver does
+        spent = clocked(llm)
+        print("ready", flush=True)
+        for line in sys.stdin:
+            wish = json.loads(line)
+            print(json.dumps(_run(llm, spent, **wish)), flush=True)
+
+
+def _run(
+    llm: LLM, spent: dict[str, list[float]], tokens: int, prompts: list[list[int]]
+) -> dict[str, float]:
+    """One batch: seconds in all, and while decoding the medians of model and of sampler."""
+    engine: Engine = llm.driver.engine
+    for values in spent.values():
+        values.clear()
+    began = time.perf_counter()
+    for number, ids in enumerate(prompts):
+        engine.add(Request(str(number), ids, SamplingParams(max_tokens=tokens)))
+    while engine.has_work:
+        engine.step()
+    whole = time.perf_counter() - began
+    engine.forget_prefixes()
+    half = len(spent["forward"]) // 2
+    medians = {name: statistics.median(spent[name][half:]) for name in ("forward", "sample")}
+    return {"seconds": whole, **medians}
+
+
+class EngineAlone:
+    """The process of `engine_work`."""
+
+    def __init__(self, model: str, quantize: str | None) -> None:
+        words = [sys.executable, __file__, "--model", model, "--engine-alone"]
+        words += ["--quantize", quantize] if quantize else []
+        self._process = subprocess.Popen(
+            words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        assert self._process.stdout is not None
+        assert self._process.stdout.readline() == "ready\n"
+
+    def run(self, tokens: int, prompts: list[list[int]]) -> dict[str, float]:
+        """See `_run`."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.write(json.dumps({"tokens": tokens, "prompts": prompts}) + "\n")
+        self._process.stdin.flush()
+        found: dict[str, float] = json.loads(self._process.stdout.readline())
+        return found
+
+    def end(self) -> None:
+        self._process.communicate()
+
+
+# A server that notes what the model takes
+
+
+def served_work(model: str, quantize: str | None, notes: str) -> None:
+    """`qwenkit serve` with a clock on model and sampler; when each step's forward began, and
+    what forward and sampler took of it, go to a file.
+    """
+    flags = {"model": model, "port": 0, "served_model_name": ["m"], "log_level": "warning"}
+    options = resolve(ServeOptions, {**flags, "quantize": quantize})
+    listener = listen(options)
+    llm = LLM(model, quantize=quantize)
+    spent = clocked(llm)
     address = listener.getsockname()
     run.serve(llm, options, listener, lambda: print(f"http://x:{address[1]}/v1\n", flush=True))
     Path(notes).write_text(json.dumps(spent))
@@ -270,7 +266,7 @@ def sixteen(server: Server, engine: EngineAlone, peer: Peer | None, rounds: int)
     found: dict[str, list[float]] = {"server": [], "engine": [], "peer": []}
     for number in range(rounds + 1):
         prompts = [prompt(PROMPT, 100 * number + i) for i in range(CLIENTS)]
-        alone = engine.run(CLIENTS, WRITTEN, prompts)["seconds"]
+        alone = engine.run(WRITTEN, prompts)["seconds"]
         served = together(server.port, prompts, WRITTEN)
         other = together(peer.port, prompts, WRITTEN) if peer else 0.0
         if number:  # the first round warms up
@@ -290,15 +286,23 @@ def over(ours: list[float], others: list[float]) -> float:
 
 
 def overhead(model: str, quantize: str | None, tokens: int, rounds: int) -> None:
-    """One sequence: the time from step to step that neither the model nor the sampler took."""
+    """One sequence: the time from step to step that neither the model nor the sampler took; and
+    what a client waits beyond what both take where nothing else runs.
+    """
+    alone = EngineAlone(model, quantize)
+    waits, least = list[float](), list[float]()
     with tempfile.NamedTemporaryFile("r") as notes:
         words = [sys.executable, __file__, "--model", model, "--served", notes.name]
         words += ["--quantize", quantize] if quantize else []
         server = Server(model, command=words)
         for number in range(rounds):
-            stream(server.port, raw(prompt(PROMPT, number), tokens))
+            ids = prompt(PROMPT, number)
+            waits += gaps(stream(server.port, raw(ids, tokens))[0])
+            found = alone.run(tokens, [ids])
+            least.append(found["forward"] + found["sample"])
         server.end()
         spent = json.load(notes)
+    alone.end()
     start = spent["start"]
     rest = [
         (later - began - forward - sample) * 1000
@@ -307,9 +311,12 @@ def overhead(model: str, quantize: str | None, tokens: int, rounds: int) -> None
         )
     ]
     forward, sample = (statistics.median(spent[part]) * 1000 for part in ("forward", "sample"))
+    gap, both = statistics.median(waits) * 1000, statistics.median(least) * 1000
     name = Path(model).name
-    print(f"overhead: {name}: model {forward:.3f} ms, sampler {sample:.3f} ms a token")
+    print(f"overhead: {name}: model {forward:.3f} ms, sampler {sample:.3f} ms a token; ", end="")
+    print(f"a client's gap {gap:.3f} ms; both alone {both:.3f} ms")
     at_most(f"overhead: server and scheduler, {name}", statistics.median(rest), 0.3, " ms a token")
+    at_most(f"overhead: a client's gap beyond both alone, {name}", gap - both, 0.3, " ms a token")
 
 
 def _interrupted(port: int, ids: list[int], long: list[int]) -> tuple[list[float], float]:
