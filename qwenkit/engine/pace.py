@@ -2,16 +2,17 @@
 
 Whoever decodes feels a prompt beside it as a longer gap between tokens. The number of prompt tokens
 is steered so that such a step takes `STALL` times what it takes without any: up a little after a
-step that was shorter, down more after one that was longer. Where more requests wait than decode,
-what the step may take beyond that grows in proportion, up to `CROWD` times: a few who decode shall
-not hold up many who have nothing yet. Nothing is assumed about the cost of a token: the first few
+step that was shorter, down more after one that was longer. Whoever decodes loses the same time in
+all however it is spread, but others who wait behind a prompt gain by long steps: what a step may
+take more grows with their share, `BEHIND` times as long where as many wait behind the first as
+decode, and `CROWD` times at most. Nothing is assumed about the cost of a token: the first few
 are often free, because the weights are read anyway. A step that only decodes is asked for now and
 then (`limit` 0), so that the measure does not grow old.
 """
 
 from __future__ import annotations
 
-STALL, CROWD = 1.8, 8.0
+STALL, BEHIND, CROWD = 1.8, 4.0, 16.0
 FRESH = 32
 """Mixed steps after which a step without prompts is measured again."""
 DOWN, UP = 0.6, 1.15
@@ -39,7 +40,7 @@ class PrefillPace:
         """
         if not decoding:
             return self.most
-        self._crowd = max(1.0, min(waiting / decoding, CROWD))
+        self._crowd = max(1.0, min(BEHIND * (waiting - 1) / decoding, CROWD))
         fewest = 0.8 if self._crowd == 1.0 else 0.5  # a crowd need not wait for a good measure
         alike = fewest * decoding <= self._decoding <= 1.25 * decoding
         if self._step is None or self._mixed >= FRESH or not alike:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from qwenkit.engine.pace import CROWD, FRESH, STALL, PrefillPace
+from qwenkit.engine.pace import BEHIND, CROWD, FRESH, STALL, PrefillPace
 
 Machine = Callable[[int, int], float]
 
@@ -115,8 +115,9 @@ def test_a_crowd_is_let_in_faster_than_one() -> None:
         return machine(decoding, tokens) / machine(decoding, 0)
 
     assert crowded(1, 1) == pytest.approx(STALL, rel=0.1)
-    assert crowded(8, 8) == crowded(8, 1) == pytest.approx(STALL, rel=0.1)
-    assert crowded(2, 8) == pytest.approx(1 + 4 * (STALL - 1), rel=0.1)
+    assert crowded(8, 3) == crowded(8, 1) == pytest.approx(STALL, rel=0.1)
+    assert crowded(8, 9) == pytest.approx(1 + BEHIND * (STALL - 1), rel=0.1)
+    assert crowded(2, 4) == pytest.approx(1 + 1.5 * BEHIND * (STALL - 1), rel=0.1)
     assert crowded(1, 100) == pytest.approx(1 + CROWD * (STALL - 1), rel=0.1)
 
 
