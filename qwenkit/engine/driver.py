@@ -173,13 +173,9 @@ class Driver:
         try:
             if self.engine.model.fused:
                 leave_cores_to_kernels()
-            while self._take():
-                for output in self._step():
-                    self._deliver(output)
-                if self._lent or not self.engine.has_work:
-                    self._wake_all()
-                if self._lent:
-                    self._lend_turn()
+            with torch.inference_mode():
+                while self._take():
+                    self._turn()
             self._end_all("abort", CLOSED, "closed")
         except BaseException as error:  # a bug; nobody shall wait for ever
             _log.exception("the engine's thread has died")
@@ -188,6 +184,14 @@ class Driver:
             self._end_all("error", f"{DIED} {type(error).__name__}: {error}", "failed")
         finally:
             self._step_began = None
+
+    def _turn(self) -> None:
+        for output in self._step():
+            self._deliver(output)
+        if self._lent or not self.engine.has_work:
+            self._wake_all()
+        if self._lent:
+            self._lend_turn()
 
     def _take(self) -> bool:
         """Wait for work and hand what has come to the engine; False once it is closed."""

@@ -216,6 +216,12 @@ class Engine:
 
     def step(self) -> list[RequestOutput]:
         """Compute one batch. An output for each request that drew a token or ended."""
+        if torch.is_inference_mode_enabled():  # as on a driver's thread: entering it takes a while
+            return self._step()
+        with torch.inference_mode():
+            return self._step()
+
+    def _step(self) -> list[RequestOutput]:
         outputs, self._aborted = self._aborted, []
         plan = self.scheduler.schedule(time.monotonic())
         for request in plan.paused:

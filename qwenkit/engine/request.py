@@ -13,6 +13,7 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
@@ -110,15 +111,21 @@ class SamplingParams:
         object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
         object.__setattr__(self, "logit_bias", dict(self.logit_bias))
 
-    @property
+    @cached_property
     def greedy(self) -> bool:
         """Whether the most likely token is always taken."""
         return self.temperature < GREEDY_BELOW or self.top_k == 1
 
-    @property
+    @cached_property
     def penalised(self) -> bool:
         """Whether the tokens seen so far change the logits."""
         return bool(self.repetition_penalty != 1 or self.presence_penalty or self.frequency_penalty)
+
+    @cached_property
+    def plain(self) -> bool:
+        """Whether the largest logit is taken as it is, and nothing else is wanted."""
+        changed = self.penalised or self.logit_bias or self.min_tokens
+        return self.greedy and not changed and self.logprobs is None
 
     def replace(self, **changes: Any) -> SamplingParams:
         """A checked copy with some values changed."""

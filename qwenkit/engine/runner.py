@@ -57,14 +57,13 @@ class Runner:
         self._tables = np.zeros((max_sequences, max_blocks), dtype=np.int32)
         self._filled = [0] * max_sequences
         self._each = np.arange(max_sequences)
-        self._ends = np.arange(max_sequences + 1, dtype=np.int32)
+        self._held: dict[int, _Decoding] = {}
         self._rows: dict[str, int] = {}
         self._free_rows = list(range(max_sequences - 1, -1, -1))
 
-    @torch.inference_mode()
     def forward(self, plan: Plan) -> Tensor:
         """Store the plan's keys and values; logits (M, V) float32 of its sampling spans in batch
-        order, a row for each draft token and one more.
+        order, a row for each draft token and one more. To be called in `torch.inference_mode`.
         """
         spans = plan.spans
         plain = [span for span in spans if span.request.adapter is None]
@@ -97,6 +96,7 @@ class Runner:
             logits: Tensor = self.model(batch, rows)
         return logits
 
+    @torch.inference_mode()
     def probe(self) -> None:
         """Compute one token into a block that nobody holds. Errors: what the ops have to say."""
         request = Request("", [0], SamplingParams(max_tokens=1))
@@ -124,36 +124,60 @@ class Runner:
         return row
 
     def _batch(self, spans: Sequence[Span]) -> Batch:
+        if self._host and all(span.count == 1 for span in spans):
+            return self._decoding(spans)
         size = self.cache.block_size
         start = np.array([span.start for span in spans])  # (S)
+        count = np.array([span.count for span in spans])
         row = np.array([self._row(span.request) for span in spans])
-        positions, of, context = start, self._each[: len(spans)], start + 1
-        cu_seqlens = self._ends[: len(spans) + 1]
-        if all(span.count == 1 for span in spans):
-            ids = [span.request.token_ids[span.start] for span in spans]
-        else:
-            ids, count = _ids(spans), np.array([span.count for span in spans])
-            cu_seqlens = np.concatenate(([0], count.cumsum())).astype(np.int32)
-            of = of.repeat(count)  # (N), which span, as `positions` (N)
-            positions = np.arange(len(ids)) + (start - cu_seqlens[:-1])[of]
-            context = start + count
-        scaled = None
-        if any(span.request.scaled for span in spans):
-            scaled = self._tensor(np.array([span.request.scaled for span in spans])[of])
+        cu_seqlens = np.concatenate(([0], count.cumsum())).astype(np.int32)
+        of = np.arange(len(spans)).repeat(count)  # (N), which span
+        positions = np.arange(len(of)) + (start - cu_seqlens[:-1])[of]  # (N)
         blocks = self._tables[row[of], positions // size].astype(np.int64)
-        widest = -(-int(context.max()) // size)
+        widest = -(-int((start + count).max()) // size)
         kv = PagedKV(
             k=self.cache.k,
             v=self.cache.v,
             slots=self._tensor(blocks * size + positions % size),
             block_tables=self._tensor(self._tables[row, :widest]),
-            context_lens=self._tensor(context.astype(np.int32)),
+            context_lens=self._tensor((start + count).astype(np.int32)),
         )
-        three = self._tensor(positions).expand(3, -1)
-        input_ids = self._tensor(np.array(ids))
         return Batch(
-            input_ids, three, self._tensor(cu_seqlens), kv, scaled, self._adapter_rows(spans, of)
+            self._tensor(np.array(_ids(spans))),
+            self._tensor(positions).expand(3, -1),
+            self._tensor(cu_seqlens),
+            kv,
+            self._scaled(spans, of),
+            self._adapter_rows(spans, of),
         )
+
+    def _decoding(self, spans: Sequence[Span]) -> Batch:
+        """The batch of one token each. Its tensors are written over by the next such batch of as
+        many: after a pass over the weights, each small one that is made anew costs ten times what
+        it costs in a loop.
+        """
+        size, count = self.cache.block_size, len(spans)
+        held = self._held.get(count)
+        if held is None:
+            held = self._held[count] = _Decoding(count)
+        rows, longest = [], 0
+        for i, span in enumerate(spans):
+            request, start = span.request, span.start
+            rows.append(self._row(request))
+            held.at[0, i], held.at[1, i] = request.token_ids[start], start
+            held.at[2, i] = request.blocks[start // size] * size + start % size
+            held.lengths[i] = start + 1
+            longest = max(longest, start + 1)
+        tables = torch.from_numpy(self._tables[rows, : -(-longest // size)])
+        kv = PagedKV(self.cache.k, self.cache.v, held.slots, tables, held.context_lens)
+        of = self._each[:count]
+        scaled, adapters = self._scaled(spans, of), self._adapter_rows(spans, of)
+        return Batch(held.ids, held.positions, held.cu_seqlens, kv, scaled, adapters)
+
+    def _scaled(self, spans: Sequence[Span], of: Array) -> Tensor | None:
+        if not any(span.request.scaled for span in spans):
+            return None
+        return self._tensor(np.array([span.request.scaled for span in spans])[of])
 
     def _adapter_rows(self, spans: Sequence[Span], of: Array) -> AdapterRows:
         """The rows of each adapter in the batch; `of` (N): which span a row is of."""
@@ -174,6 +198,20 @@ class Runner:
     def _tensor(self, values: Array) -> Tensor:
         tensor = torch.from_numpy(values)
         return tensor if self._host else tensor.to(self.device)
+
+
+class _Decoding:
+    """Tensors of a batch in which each of S sequences has one token, and views of their memory: of
+    ids, positions and slots `at` (3, S), of the context's `lengths` (S).
+    """
+
+    def __init__(self, count: int) -> None:
+        numbers = torch.empty(3, count, dtype=torch.int64)
+        self.ids, positions, self.slots = numbers
+        self.positions = positions.expand(3, -1)
+        self.context_lens = torch.empty(count, dtype=torch.int32)
+        self.at, self.lengths = numbers.numpy().data, self.context_lens.numpy().data
+        self.cu_seqlens = torch.arange(count + 1, dtype=torch.int32)
 
 
 def _ids(spans: Sequence[Span]) -> list[int]:

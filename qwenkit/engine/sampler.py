@@ -98,23 +98,21 @@ class Sampler:
             request.matcher.rollback(request.num_matched - request.num_output)
             request.num_matched = request.num_output
 
-    @torch.inference_mode()
     def sample(self, requests: Sequence[Request], logits: Tensor) -> list[Draw]:
         """One draw for each row. `logits` (M, ≥ vocab_size) float32 are changed in place."""
         if not requests:
             return []
         logits = logits[:, : self.vocab_size]
+        if all(r.params.plain and r.matcher is None for r in requests):
+            return _draws(*ops.argmax(logits))
         reported = [i for i, r in enumerate(requests) if r.params.logprobs is not None]
         logprobs = logits[reported].log_softmax(-1) if reported else None
         self._adjust(requests, logits)
         unmatched = constrain(requests, logits)
-        tokens, peaks = ops.argmax(logits)  # nan counts as the largest: a spoilt row shows
+        tokens, peaks = ops.argmax(logits)
         if not all(r.params.greedy for r in requests):
             tokens = ops.sample(logits, *self._draw_parameters(requests))
-        draws = [
-            Draw(token) if math.isfinite(peak) else Draw(None, error=NOT_FINITE, code="not_finite")
-            for token, peak in zip(tokens, peaks, strict=True)
-        ]
+        draws = _draws(tokens, peaks)
         for i, error in unmatched.items():
             draws[i] = Draw(None, error=error, code="grammar")
         if logprobs is not None:
@@ -216,6 +214,14 @@ class Sampler:
             if draw.token is not None:
                 top = tuple(zip(top_ids[:count], top_values[:count], strict=True))
                 draw.logprob = TokenLogprob(draw.token, logprob, top)
+
+
+def _draws(tokens: list[int], peaks: list[float]) -> list[Draw]:
+    """The tokens; an error for rows whose largest value is not finite (nan counts as largest)."""
+    return [
+        Draw(token) if math.isfinite(peak) else Draw(None, error=NOT_FINITE, code="not_finite")
+        for token, peak in zip(tokens, peaks, strict=True)
+    ]
 
 
 def uniform(seed: int, step: int) -> float:
