@@ -9,8 +9,9 @@
     sigterms     100 times SIGTERM under ten streams: each finishes or is told; exit in time, and
                  no process is left behind
     loris        500 connections that drip: the others' slowest answers stay as quick
-    grammars     500 hostile grammars, schemas and regexes: each is refused in time, and no other
-                 stream waits for its next token meanwhile
+    grammars     500 hostile grammars, schemas and regexes, one after the other and several at once,
+                 with good ones beside: each has its answer in time, and no other stream waits for
+                 its next token meanwhile
 
 It needs no other client than the sockets here, so that 1,000 of them cost little.
 """
@@ -528,6 +529,45 @@ async def gaps_beside(port: int, name: str, work: Awaitable[Any]) -> tuple[float
     return longest, done
 
 
+def told(answer: Answer) -> bool:
+    """Whether it says when to come back."""
+    return answer.status in (429, 503) and "retry-after: " in answer.head
+
+
+async def with_good_ones(port: int, work: Awaitable[list[Answer]]) -> list[list[Answer]]:
+    """The answers of `work`, those to new good grammars beside it, and to one known before."""
+    task, found = asyncio.ensure_future(work), list[list[Answer]]([[], [], []])
+    while not task.done():
+        words = [f"good {next(NUMBERS)}", "known"]
+        wishes = [request(stream=False, max_tokens=1, guided_choice=[word]) for word in words]
+        fresh, known = await asyncio.gather(*(ask(port, wish) for wish in wishes))
+        found[1].append(fresh)
+        found[2].append(known)
+        await asyncio.sleep(0.1)
+    found[0] = await task
+    return found
+
+
+NUMBERS = itertools.count()
+
+
+async def bursts(port: int, count: int) -> list[Answer]:
+    """Several that take minutes: two in a row, the second while the first is tried, and four at
+    once; so many times.
+    """
+
+    async def slow(after: float) -> Answer:
+        await asyncio.sleep(after)
+        return await ask(port, request(stream=False, **hostile(10**6 + next(NUMBERS))[0]))
+
+    answers: list[Answer] = []
+    for _ in range(count):
+        for waits in ((0.0, 1.0), (0.0,) * 4):
+            answers += await asyncio.gather(*map(slow, waits))
+            await asyncio.sleep(1)
+    return answers
+
+
 async def grammars(model: str, scale: float) -> None:
     attacks = itertools.chain.from_iterable(map(hostile, itertools.count()))
     server = Server(model)
@@ -541,28 +581,45 @@ async def grammars(model: str, scale: float) -> None:
         return list(itertools.chain.from_iterable(found))
 
     try:
-        await ask(server.port, request(max_tokens=8))
+        await ask(server.port, request(max_tokens=1, guided_choice=["known"]))
         count = max(int(100 * scale), 16)
         await gaps_beside(server.port, "alone", asyncio.sleep(max(20 * scale, 2)))
-        among, single = await gaps_beside(server.port, "beside one hostile client", attack(count))
-        crowd, several = await gaps_beside(server.port, "beside four", many(count))
-        answers = single + several
-        told = [a for a in answers if a.status in (429, 503) and "retry-after: " in a.head]
-        refused = [a for a in answers if a.status == 400]
-        print(f"grammars: {len(answers)} hostile ones: {len(refused)} refused, ", end="")
-        print(f"{len(told)} told to come back")
-        rest = Counter(a.status for a in answers if a not in refused + told)
-        print(f"  others, by status: {dict(rest)}\n" if rest else "", end="")
-        exactly("grammars: neither refused nor told when to come back", rest.total(), 0)
-        exactly(
-            "grammars: told to come back by an idle compiler", sum(a in told for a in single), 0
-        )
-        wait = max(a.wait for a in single)
-        at_most("grammars: refusal, longest", wait, GRAMMAR_S * PATIENCE, " s")
-        for name, longest in (("one hostile client", among), ("four", crowd)):
+        longest, single = await gaps_beside(server.port, "beside one hostile client", attack(count))
+        gaps, sent = {"one hostile client": longest}, {"one hostile client": [single, [], []]}
+        for name, work in (
+            ("four", many(count)),
+            ("bursts", bursts(server.port, max(int(10 * scale), 1))),
+        ):
+            both = with_good_ones(server.port, work)
+            gaps[name], sent[name] = await gaps_beside(server.port, f"beside {name}", both)
+        judge_grammars(sent)
+        idle = sum(map(told, single))
+        exactly("grammars: told to come back by an idle compiler", idle, 0)
+        for name, longest in gaps.items():
             at_most(f"grammars: longest gap beside {name}", longest, 100 * PATIENCE, " ms")
     finally:
         server.end()
+
+
+def judge_grammars(sent: dict[str, list[list[Answer]]]) -> None:
+    """Claims on the answers: hostile ones, good new ones and known ones."""
+    for name, (bad, fresh, known) in sent.items():
+        refused, later = [a for a in bad if a.status == 400], [a for a in bad if told(a)]
+        rest = Counter(a.status for a in bad if a.status != 400 and not told(a))
+        good = [a for a in fresh if a.status == 200]
+        print(f"grammars: {name}: {len(bad)} hostile ones: {len(refused)} refused, ", end="")
+        print(f"{len(later)} told to come back; {len(good)} of {len(fresh)} good ones answered")
+        print(f"  others, by status: {dict(rest)}\n" if rest else "", end="")
+        exactly(f"grammars: {name}: neither refused nor told when", rest.total(), 0)
+        wait = max(a.wait for a in [*bad, *fresh, *known])
+        at_most(f"grammars: {name}: longest answer", wait, GRAMMAR_S * PATIENCE, " s")
+        if fresh:
+            lost = sum(a.status != 200 and not told(a) for a in fresh)
+            exactly(f"grammars: {name}: good ones neither answered nor told when", lost, 0)
+            held = max(a.wait for a in known)
+            print(f"grammars: {name}: longest answer to the known one {held:.2f} s")
+            turned = sum(a.status != 200 for a in known)
+            exactly(f"grammars: {name}: known ones turned away", turned, 0)
 
 
 PARTS: dict[str, Callable[[str, float], Awaitable[None]]] = {

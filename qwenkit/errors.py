@@ -102,16 +102,18 @@ class EngineError(QwenkitError):
 
 
 class QueueFullError(QwenkitError):
-    """Too many requests are waiting already; nothing of this one was begun. `retry_after` is the
+    """Too many requests are there already; no token of this one was computed. `retry_after` is the
     number of seconds after which trying again makes sense; `tenant` says whose limit it is, None
-    that it is everybody's.
+    that it is everybody's; `reason` says what was missing where it is not a waiting place.
     """
 
-    def __init__(self, limit: int, retry_after: int, *, tenant: str | None = None) -> None:
+    def __init__(
+        self, limit: int, retry_after: int, *, tenant: str | None = None, reason: str | None = None
+    ) -> None:
         self.limit, self.retry_after, self.tenant = limit, retry_after, tenant
         whose = "All" if tenant is None else "This client's"
         super().__init__(
-            f"{whose} {limit} waiting places are taken.", f"Try again in {retry_after} s."
+            reason or f"{whose} {limit} waiting places are taken.", f"Try again in {retry_after} s."
         )
 
 

@@ -3,7 +3,7 @@
     ROOT/lock                           held for as long as the server runs
     ROOT/TENANT/files/file-ID.json      an object (written whole or not at all)
     ROOT/TENANT/files/file-ID           its content
-    ROOT/TENANT/batches/batch_ID.json
+    ROOT/TENANT/batches/batch_ID.json   and batch_ID.journal while it runs
 
 TENANT is a digest of the tenant's name. Without a folder of the operator's there is one that goes
 with the server. Ids are of our own making: what a client sends is looked up among them, and is
@@ -19,6 +19,7 @@ import shutil
 import tempfile
 import threading
 import weakref
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -131,11 +132,15 @@ class Objects:
         shown = object_id if len(object_id) <= 100 else object_id[:99] + "…"
         return ApiError(404, f"No such {self._noun}: {shown}", param="id", code="not_found")
 
-    def put(self, tenant: str, found: Object) -> None:
-        """Write an object, or its newer state."""
+    def put(self, tenant: str, found: Object, then: Callable[[], None] | None = None) -> None:
+        """Write an object, or its newer state. `then` is called in the moment in which it is known,
+        under the lock.
+        """
         write_json(self.path(tenant, found["id"]).with_suffix(".json"), found)
         with self.lock:
             self._of(tenant)[found["id"]] = found
+            if then is not None:
+                then()
 
     def remove(self, tenant: str, object_id: str) -> None:
         """Its JSON first, so that there is never an object without its content."""

@@ -124,8 +124,8 @@ class Service:
         """What goes on when its request has ended."""
         data = DataFolder(options.data_dir)
         self.files = Objects(data, "files", "file")
-        self.uploading = Counter[str]()
-        """Tenant → bytes of files that are being received; under the lock of `files`."""
+        self.taken_bytes, self.taken_files = Counter[str](), Counter[str]()
+        """Tenant → what is being written of files, and how many; under the lock of `files`."""
         self.batches = Objects(data, "batches", "batch")
         self.responses = StoredResponses(options.max_stored, options.max_stored_bytes)
         self.adapter_turn, self.upload_turn = asyncio.Lock(), asyncio.Lock()

@@ -6,7 +6,7 @@ import asyncio
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -14,7 +14,7 @@ import pytest
 from qwenkit.errors import EngineError, QueueFullError, RequestError
 from qwenkit.io.hub import resolve
 from qwenkit.llm import LLM, grammars
-from qwenkit.llm.grammars import COMPILE_S, Grammars
+from qwenkit.llm.grammars import COMPILE_S, RESTART, Grammars
 from qwenkit.llm.job import Query
 from qwenkit.prompt.constraint import Constraint, constraint_of
 from qwenkit.prompt.tokenizer import Tokenizer
@@ -104,6 +104,7 @@ HOSTILE: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("what", HOSTILE, ids=range(len(HOSTILE)))
 def test_hostile_grammars_are_refused_in_time(made: Grammars, what: dict[str, Any]) -> None:
+    made.prepare()
     with Stopwatch() as watch, pytest.raises(RequestError) as error:
         made.compile(asked(**what))
     assert watch.seconds < SECONDS
@@ -134,8 +135,9 @@ def test_bounds_that_are_only_large_compile(made: Grammars) -> None:
 
 
 def test_a_killed_process_is_replaced(made: Grammars) -> None:
+    made.prepare()
     before = made._worker
-    with pytest.raises(RequestError, match=r"over 1\.8 s"):
+    with pytest.raises(RequestError, match=r"over 1\.6 s"):
         made.compile(asked(grammar=anded(61)))
     assert made.compile(asked(choice=["after all"])).matcher()
     assert made._worker is not before
@@ -182,6 +184,154 @@ def test_too_many_at_once_are_told_to_come_back(
     assert len(outcomes) == 6
     assert outcomes.count("QueueFullError") >= 4
     assert made._num_waiting == 0
+
+
+SLEEPER = """
+import json, sys, time
+time.sleep({start})
+print("{{}}", flush=True)
+for line in sys.stdin:
+    time.sleep(float(line))
+    print(json.dumps({{"grammar": 'start: "a"', "bytes": 1}}), flush=True)
+"""
+"""Instead of the trying process: it takes as many seconds as the grammar says."""
+LIMIT, FULL = 1.0, 0.7
+
+
+@pytest.fixture
+def sleeper(made: Grammars, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Grammars]]:
+    """`sleeper(start)`: grammars with such a process, which takes `start` seconds to begin."""
+    monkeypatch.setattr(grammars, "COMPILE_S", LIMIT)
+    monkeypatch.setattr(grammars, "FULL_S", FULL)
+    opened = []
+
+    def make(start: float = 0.0) -> Grammars:
+        monkeypatch.setattr(grammars, "_RUN", SLEEPER.format(start=start))
+        opened.append(Grammars(made._tokenizer, made.end_ids))
+        if not start:
+            opened[-1].prepare()
+        return opened[-1]
+
+    yield make
+    for each in opened:
+        each.close()
+
+
+def outcomes(sleepy: Grammars, *plan: tuple[float, float]) -> list[str]:
+    """What becomes of grammars that (begin then, take so long), and that each is told in time."""
+    found = [""] * len(plan)
+
+    def work(number: int, begin: float, takes: float) -> None:
+        time.sleep(begin)
+        with Stopwatch() as watch:
+            try:
+                sleepy.compile(Constraint(f"{takes}{'0' * number}", "regex"))
+                found[number] = "compiled"
+            except (RequestError, QueueFullError) as error:
+                found[number] = str(error)
+        assert watch.seconds < LIMIT + 0.5
+
+    threads = [threading.Thread(target=work, args=(i, *each)) for i, each in enumerate(plan)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    return found
+
+
+HARD = "The grammar takes over 0.7 s, or too much memory, to compile. Simplify it."
+WAITED = "Other grammars came first, so this grammar had no fair try within 1 s. Try again in 2 s."
+RESTARTED = WAITED.replace("Other grammars came first", RESTART)
+
+
+@pytest.mark.parametrize(
+    ("plan", "wanted"),
+    [
+        ([(0, 60.0)], [HARD]),
+        ([(0, 0.01), (0, 0.01), (0, 0.01)], ["compiled"] * 3),
+        # It had its turn for a part of the time: enough for a quick one only.
+        ([(0, 0.5), (0.1, 60.0)], ["compiled", WAITED]),
+        ([(0, 0.5), (0.1, 0.05), (0.2, 0.05)], ["compiled"] * 3),
+        # The process was ended meanwhile.
+        ([(0, 60.0), (0.6, 0.05)], [HARD, "compiled"]),
+        ([(0, 60.0), (0.4, 60.0)], [HARD, WAITED]),
+    ],
+    ids=range(6),
+)
+def test_one_deadline_covers_all_of_the_wait(
+    sleeper: Callable[..., Grammars], plan: list[tuple[float, float]], wanted: list[str]
+) -> None:
+    assert outcomes(sleeper(), *plan) == wanted
+
+
+def test_of_those_that_come_at_once_one_is_blamed(sleeper: Callable[..., Grammars]) -> None:
+    assert sorted(outcomes(sleeper(), *[(0, 60.0)] * 4)) == sorted([HARD, WAITED, WAITED, WAITED])
+
+
+def test_a_start_that_takes_the_time_is_not_the_grammars_fault(
+    sleeper: Callable[..., Grammars],
+) -> None:
+    sleepy = sleeper(start=1.4)
+    assert outcomes(sleepy, (0, 0.01)) == [RESTARTED]
+    before = sleepy._worker
+    assert before is not None and before.usable  # it goes on starting
+    assert outcomes(sleepy, (0, 60.0)) == [RESTARTED]  # it had what the start left of its time
+    assert before is not sleepy._worker and not before.usable
+
+
+def test_a_process_that_never_starts_is_told(
+    sleeper: Callable[..., Grammars], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(grammars, "START_S", 0.5)
+    sleepy = sleeper(start=60)
+    with pytest.raises(EngineError, match="does not start"):
+        sleepy.compile(Constraint("0", "regex"))
+
+
+def test_what_is_known_needs_neither_turn_nor_place(
+    sleeper: Callable[..., Grammars], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sleepy = sleeper()
+    known = Constraint("0.01", "regex")
+    kept = sleepy.compile(known)
+    monkeypatch.setattr(grammars, "MAX_WAITING", 1)
+
+    async def main() -> list[str]:
+        made_of = lambda what: Query([1], None, constraint=what)  # type: ignore[arg-type]  # noqa: E731
+        slow = asyncio.create_task(sleepy.aadd_to(made_of(Constraint("60", "regex"))))
+        await asyncio.sleep(0.1)
+        monkeypatch.setattr(sleepy._threads, "submit", None)
+        assert (await sleepy.aadd_to(made_of(known))).grammar is kept
+        assert sleepy.compile(known) is kept
+        told = []
+        for wait in (sleepy.aadd_to(made_of(Constraint("0", "regex"))), slow):
+            with pytest.raises((RequestError, QueueFullError)) as caught:
+                await wait
+            told.append(str(caught.value))
+        return told
+
+    assert asyncio.run(main()) == ["All 1 waiting places are taken. Try again in 2 s.", HARD]
+    assert sleepy._num_waiting == 0
+
+
+def test_who_leaves_gives_back_the_place(sleeper: Callable[..., Grammars]) -> None:
+    sleepy = sleeper()
+
+    async def main() -> None:
+        wishes = [Query([1], None, constraint=Constraint(f"0.2{'0' * i}", "x")) for i in range(4)]  # type: ignore[arg-type]
+        tasks = [asyncio.create_task(sleepy.aadd_to(wish)) for wish in wishes]
+        await asyncio.sleep(0.05)
+        assert sleepy._num_waiting == 4
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    asyncio.run(main())
+    deadline = time.monotonic() + 10
+    while sleepy._num_waiting:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert sleepy.compile(Constraint("0", "x")).matcher()
 
 
 def test_coroutines_do_not_wait_for_the_slow_ones(made: Grammars) -> None:
@@ -237,7 +387,7 @@ def gaps(llm: LLM, during: list[dict[str, Any]]) -> tuple[float, float]:
         for what in during:
             try:
                 llm.chat("x", max_tokens=1, **what)
-            except RequestError as error:
+            except (RequestError, QueueFullError) as error:
                 refused.append(error)
 
     thread = threading.Thread(target=compile_all)

@@ -138,6 +138,7 @@ class Failing:
     [
         (QueueFullError(4, 7), 503, "server_is_overloaded"),
         (QueueFullError(4, 7, tenant="a"), 429, "rate_limit_exceeded"),
+        (QueueFullError(4, 7, reason="No turn."), 503, "server_is_overloaded"),
         (EngineError("x", code="timeout"), 503, "server_is_overloaded"),
         (EngineError("x", code="closed"), 503, "service_unavailable"),
         (EngineError("x", code="not_finite"), 500, "not_finite"),

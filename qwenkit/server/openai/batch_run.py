@@ -1,24 +1,20 @@
 """Runs a batch: every line is a request like any other, with its own answer or its own error.
 
 The lines go through the very functions that answer live requests, a few at a time, and wait where a
-live client would be told to come again. What has been answered is written behind a journal
-(`BATCH.journal`, one JSON object a line) at once; the output and the error file are made of it at
-the end, in the order of the input, and appear whole. A server that starts again with the same data
-folder goes on behind the journal's last whole line.
+live client would be told to come again. What has been answered is written into a journal at once
+(`batch_journal.py`), of which the output and the error file are made at the end. A server that
+starts again with the same data folder goes on behind it. Where the tenant's files have no room for
+an answer, the batch ends there as failed, and what was answered before is kept.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
-import os
-import secrets
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
@@ -27,8 +23,8 @@ from qwenkit.server.body import parse_json
 from qwenkit.server.errors import ApiError, as_api_error, unsupported
 from qwenkit.server.logs import log_bug
 from qwenkit.server.openai import chat, completions, embeddings, responses
+from qwenkit.server.openai.batch_journal import Journal
 from qwenkit.server.openai.chat_fields import ChatRequest
-from qwenkit.server.openai.files import keep, new_path
 from qwenkit.server.openai.responses_fields import ResponseRequest
 from qwenkit.server.service import Call, Service
 from qwenkit.server.validation import explain
@@ -55,44 +51,68 @@ class BatchRun:
         self.batch = batch
         self._service, self._tenant, self._places = service, tenant, places
         self._calls: set[Call] = set()
-        self._journal = service.batches.path(tenant, batch["id"]).with_suffix(".journal")
+        self._journal = Journal(service, tenant, batch)
         self._seen: set[str] = set()
         self._stopped = asyncio.Event()
-        self._broken: OSError | None = None
+        self._broken: ApiError | OSError | None = None
 
     async def run(self) -> None:
         """Until it has ended; cancelling this leaves it to be gone on with."""
         try:
-            done = await asyncio.to_thread(self._read_journal)
-            lines = await asyncio.to_thread(self._count)
-            if self.batch["status"] == "validating":
-                self.batch["request_counts"]["total"] = lines
-                self._turn("in_progress")
-            if self.batch["status"] == "in_progress":
-                await self._all_lines(done)
-                if self._service.draining:  # whoever starts again goes on with it
-                    return
-            cancelled = self.batch["status"] == "cancelling"
-            late = not cancelled and time.time() >= self.batch["expires_at"]
-            if late:
-                await asyncio.to_thread(self._expire)
-            if not cancelled:
-                self._turn("finalizing")
-            await asyncio.to_thread(self._finish)
-            self._turn("cancelled" if cancelled else "expired" if late else "completed")
-            self._journal.unlink(missing_ok=True)
-        except ApiError as error:
-            self._fail(error)
+            try:
+                ending = await self._answer_all()
+            except ApiError as error:
+                self._tell(error)
+                ending = "failed"
+            if ending is not None:
+                await self._end(ending)
         except OSError as error:
             log.error("batch %s failed: %s", self.batch["id"], error.strerror)
-            self._fail(ApiError(500, "The server could not read or write a file.", code="storage"))
+            self._fail(storage_error())
         except Exception as error:  # a bug
             log.error("batch %s failed", self.batch["id"], exc_info=error)
             self._fail(ApiError(500, "The server failed.", code="internal_error"))
+        finally:
+            self._journal.close()
+
+    async def _answer_all(self) -> str | None:
+        """How it ends; None when whoever starts again goes on with it. Errors: ApiError when it
+        fails; OSError.
+        """
+        await asyncio.to_thread(self._journal.read)
+        if self.batch["errors"] is not None:  # the server ended while this did
+            return "failed"
+        if self.batch["status"] == "validating":
+            self.batch["request_counts"]["total"] = await asyncio.to_thread(self._count)
+            if self.batch["status"] == "validating":  # not cancelled meanwhile
+                self._journal.check_room()
+                self._turn("in_progress")
+        if self.batch["status"] == "in_progress":
+            await self._all_lines()
+            if self._service.draining:
+                return None
+        if self.batch["status"] == "cancelling":
+            return "cancelled"
+        if self.batch["status"] == "finalizing" and not self._journal.exists:
+            raise storage_error()  # which could not be told when it happened
+        if time.time() < self.batch["expires_at"]:
+            return "completed"
+        await asyncio.to_thread(self._expire)
+        return "expired"
+
+    async def _end(self, ending: str) -> None:
+        if ending != "cancelled" and (ending != "failed" or self._journal.exists):
+            self._turn("finalizing")
+        await asyncio.to_thread(self._journal.finish)
+        self._turn(ending)
+        self._journal.remove()
 
     def cancel(self) -> None:
         """Begin no line any more, and end the ones that run."""
         self._turn("cancelling")
+        self._stop()
+
+    def _stop(self) -> None:
         self._stopped.set()
         for call in list(self._calls):
             call.end(ApiError(400, "The batch was cancelled.", code="batch_cancelled"))
@@ -102,11 +122,15 @@ class BatchRun:
         self.batch[f"{status}_at"] = int(time.time())
         self._service.batches.put(self._tenant, self.batch)
 
-    def _fail(self, error: ApiError) -> None:
+    def _tell(self, error: ApiError) -> None:
         data = [{"code": error.code, "message": error.message, "param": error.param, "line": None}]
         self.batch["errors"] = {"object": "list", "data": data}
+
+    def _fail(self, error: ApiError) -> None:
+        """With nothing to show for it."""
+        self._tell(error)
         try:
-            self._journal.unlink(missing_ok=True)  # first: it may be what fills the disk
+            self._journal.remove()  # first: it may be what fills the disk
             self._turn("failed")
         except OSError as broken:  # whoever starts again begins it again
             log.error("batch %s cannot be written: %s", self.batch["id"], broken.strerror)
@@ -145,36 +169,39 @@ class BatchRun:
             )
         return count
 
-    async def _all_lines(self, done: set[int]) -> None:
-        """Answer all lines that are not done, as many at a time as there are places."""
-        lines = self._lines()
+    async def _all_lines(self) -> None:
+        """Answer all lines that are not done, as many at a time as there are places.
+
+        Errors: ApiError when an answer finds no room; OSError.
+        """
+        lines, done = self._lines(), frozenset(self._journal.done)
         running: set[asyncio.Task[None]] = set()
-        with self._journal.open("ab") as journal:
-            try:
-                while not self._over:
-                    line = await asyncio.to_thread(next, lines, None)
-                    if line is None:
-                        break
-                    if line[0] in done:
-                        self._note_id(line[1])
-                        continue
-                    await self._places.acquire()
-                    if self._over:  # while it waited for others
-                        self._places.release()
-                        break
-                    task = asyncio.create_task(self._one_line(line, journal))
-                    running.add(task)
-                    task.add_done_callback(running.discard)
-                    task.add_done_callback(lambda _: self._places.release())
-                await asyncio.gather(*running)
-            finally:
-                for task in running:
-                    task.cancel()
-                await asyncio.gather(*running, return_exceptions=True)
-        if self._broken is not None:
+        try:
+            while not self._over:
+                line = await asyncio.to_thread(next, lines, None)
+                if line is None:
+                    break
+                if line[0] in done:
+                    self._note_id(line[1])
+                    continue
+                await self._places.acquire()
+                if self._over:  # while it waited for others
+                    self._places.release()
+                    break
+                task = asyncio.create_task(self._one_line(line))
+                running.add(task)
+                task.add_done_callback(running.discard)
+                task.add_done_callback(lambda _: self._places.release())
+            await asyncio.gather(*running)
+        finally:
+            for task in running:
+                task.cancel()
+            await asyncio.gather(*running, return_exceptions=True)
+        cancelled = self.batch["status"] == "cancelling"
+        if isinstance(self._broken, OSError) or (self._broken and not cancelled):
             raise self._broken
 
-    async def _one_line(self, line: Line, journal: BinaryIO) -> None:
+    async def _one_line(self, line: Line) -> None:
         number, raw = line
         call = Call()
         call.caller, call.body_bytes = Caller(self._tenant), len(raw)
@@ -193,39 +220,22 @@ class BatchRun:
             error = {"code": told.code, "message": told.message}
         response = {"status_code": status, "request_id": call.request_id, "body": found}
         try:
-            self._note(journal, number, custom_id, response, error)
-            journal.flush()
-        except OSError as broken:  # the disk is full, say: no line can be answered any more
-            self._broken = broken
-            self._stopped.set()
-            return
-        self.batch["request_counts"]["failed" if error else "completed"] += 1
-
-    @staticmethod
-    def _note(journal: BinaryIO, number: int, custom_id: Any, response: Any, error: Any) -> None:
-        record = {
-            "id": f"batch_req_{secrets.token_hex(16)}",
-            "custom_id": custom_id,
-            "response": response,
-            "error": error,
-        }
-        row = {"line": number, "good": error is None, "record": record}
-        journal.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+            self._journal.note(number, custom_id, response, error)
+        except (ApiError, OSError) as broken:  # no line can be answered any more
+            self._broken = self._broken or broken
+            self._stop()
 
     def _expire(self) -> None:
         """Each line that was not answered has that as its error."""
         text = "The batch's completion window ended before this request was answered."
         error = {"code": "batch_expired", "message": text}
-        done = self._read_journal()
-        with self._journal.open("ab") as journal:
-            for number, raw in self._lines():
-                if number not in done:
-                    value = None
-                    with contextlib.suppress(ApiError):
-                        value = self._parse(raw)
-                    custom_id = value.get("custom_id") if isinstance(value, dict) else None
-                    self._note(journal, number, custom_id, None, error)
-                    self.batch["request_counts"]["failed"] += 1
+        for number, raw in self._lines():
+            if number not in self._journal.done:
+                value = None
+                with contextlib.suppress(ApiError):
+                    value = self._parse(raw)
+                custom_id = value.get("custom_id") if isinstance(value, dict) else None
+                self._journal.note(number, custom_id, None, error)
 
     def _check_size(self, raw: bytes) -> None:
         most = self._service.options.max_body_bytes
@@ -309,58 +319,10 @@ class BatchRun:
             or time.time() >= self.batch["expires_at"]
         )
 
-    # Journal and files
 
-    def _read_journal(self) -> set[int]:
-        """Numbers of the lines that are done; a torn last line is cut off."""
-        done: set[int] = set()
-        counts = self.batch["request_counts"]
-        counts["completed"] = counts["failed"] = 0
-        if not self._journal.exists():
-            return done
-        with self._journal.open("r+b") as file:
-            end = 0
-            for line in file:
-                if not line.endswith(b"\n"):
-                    break
-                row = json.loads(line)
-                done.add(row["line"])
-                counts["completed" if row["good"] else "failed"] += 1
-                end += len(line)
-            file.truncate(end)
-        return done
-
-    def _finish(self) -> None:
-        """The output and the error file, each in the order of the input."""
-        if not self._journal.exists():
-            return
-        rows: dict[bool, list[tuple[int, int]]] = {True: [], False: []}
-        with self._journal.open("rb") as journal:
-            offset = 0
-            for line in journal:
-                row = json.loads(line)
-                rows[row["good"]].append((row["line"], offset))
-                offset += len(line)
-            for good, name in ((True, "output"), (False, "error")):
-                if rows[good]:
-                    path = new_path(self._service, self._tenant)
-                    self._write(path, journal, sorted(rows[good]))
-                    file = f"{self.batch['id']}_{name}.jsonl"
-                    kept = keep(self._service, self._tenant, path, file, "batch_output")
-                    self.batch[f"{name}_file_id"] = kept["id"]
-
-    def _write(self, path: Path, journal: BinaryIO, rows: list[tuple[int, int]]) -> None:
-        try:
-            with path.open("wb") as file:
-                for _, offset in rows:
-                    journal.seek(offset)
-                    record = json.loads(journal.readline())["record"]
-                    file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
-                file.flush()
-                os.fsync(file.fileno())
-        except BaseException:
-            path.unlink(missing_ok=True)
-            raise
+def storage_error() -> ApiError:
+    """What is told of an OSError."""
+    return ApiError(500, "The server could not read or write a file.", code="storage")
 
 
 def _line_error(param: str, what: str, code: str = "invalid_value") -> ApiError:

@@ -15,6 +15,7 @@ from starlette.responses import Response
 from qwenkit.server.body import read
 from qwenkit.server.document import ERRORS, takes
 from qwenkit.server.errors import ApiError, bad_value
+from qwenkit.server.openai.batch_journal import Journal
 from qwenkit.server.openai.batch_run import ENDED, BatchRun
 from qwenkit.server.openai.fields import Label, Strict
 from qwenkit.server.openai.paging import PAGING, page
@@ -96,6 +97,8 @@ class Batches:
             for batch in list(self._service.batches.all(tenant).values()):
                 if batch["status"] not in ENDED:
                     self.begin(tenant, batch)
+                else:  # it may have ended in the very moment
+                    Journal(self._service, tenant, batch).remove()
 
     def check_room(self, tenant: str) -> None:
         """Errors: ApiError 429 when too many of a tenant's batches run."""

@@ -79,7 +79,7 @@ async def upload(request: Request) -> Response:
     service, tenant = service_of(request), call_of(request).caller.tenant
     check_room(service, tenant, close=True)
     path = new_path(service, tenant)
-    with Room(service, tenant) as room:
+    with Room(service, tenant, uploaded=True) as room:
         try:
             return JsonResponse(await _kept(request, service, tenant, path, room))
         finally:
@@ -112,35 +112,64 @@ async def _kept(
     if not found.size:
         raise bad_value("file", "Invalid 'file': it is empty.", "empty_file")
     async with service.upload_turn:
-        check_room(service, tenant)
-        return await asyncio.to_thread(
-            keep, service, tenant, path, found.filename or "upload.jsonl", "batch"
-        )
+        room.take(0, 1)
+        name = found.filename or "upload.jsonl"
+        return await asyncio.to_thread(keep, service, tenant, path, name, "batch", room)
+
+
+class NoRoom(ApiError):
+    """400: a tenant has as many files, or bytes of files, as it may have; `reason` says which."""
+
+    def __init__(self, reason: str, code: str, *, close: bool = False) -> None:
+        text = f"{reason[0].upper()}{reason[1:]}; delete some."
+        super().__init__(400, text, code=code, close=close)
+        self.reason = reason
 
 
 class Room:
-    """Room among a tenant's files for one that is being uploaded: its bytes count from before they
-    are written until the `with` ends, by when they count as a file or are gone.
+    """Room among a tenant's files for what is being written: its bytes, and the files that it will
+    be, count from before they are written until it is closed, or they are files.
     """
 
-    def __init__(self, service: Service, tenant: str) -> None:
-        self._service, self._tenant, self._taken, self._open = service, tenant, 0, True
+    def __init__(self, service: Service, tenant: str, *, uploaded: bool = False) -> None:
+        """`uploaded`: an error closes the client's connection."""
+        self._service, self._tenant, self._uploaded = service, tenant, uploaded
+        self._bytes = self._files = 0
+        self._open = True
 
     def __enter__(self) -> Room:
         return self
 
     def __exit__(self, *_: object) -> None:
-        with self._service.files.lock:
-            self._open = False
-            self._service.uploading[self._tenant] -= self._taken
+        self.close()
 
-    def take(self, count: int) -> None:
-        """Room for so many bytes more; from any thread. Errors: ApiError 400."""
+    def close(self) -> None:
+        """Give back what is left. Closing again changes nothing."""
         with self._service.files.lock:
-            if self._open:  # else this is a thread that is left over from a cancelled upload
-                check_room(self._service, self._tenant, count, close=True)
-                self._service.uploading[self._tenant] += count
-                self._taken += count
+            self.give(self._bytes, self._files)
+            self._open = False
+
+    def take(self, count: int, files: int = 0) -> None:
+        """Room for so many bytes and files more; from any thread. Errors: NoRoom."""
+        with self._service.files.lock:
+            if self._open:  # a thread may be left over from a cancelled upload
+                close = self._uploaded and not files
+                check_room(self._service, self._tenant, count, files, close=close)
+                self.hold(count, files)
+
+    def hold(self, count: int, files: int = 0) -> None:
+        """Count what is there already, whatever the limits are."""
+        with self._service.files.lock:
+            if not self._open:
+                return
+            self._bytes += count
+            self._files += files
+            self._service.taken_bytes[self._tenant] += count
+            self._service.taken_files[self._tenant] += files
+
+    def give(self, count: int, files: int = 0) -> None:
+        """Give room back."""
+        self.hold(-count, -files)
 
 
 def new_path(service: Service, tenant: str) -> Path:
@@ -149,22 +178,28 @@ def new_path(service: Service, tenant: str) -> Path:
     return folder / f".{secrets.token_hex(16)}.tmp"
 
 
-def check_room(service: Service, tenant: str, more: int = 0, *, close: bool = False) -> None:
-    """Errors: ApiError 400 when a tenant has too many files, or would have too many bytes with
-    `more`, those of uploads that are under way included. `close`: the body was not read.
+def check_room(
+    service: Service, tenant: str, more: int = 0, files: int = 1, *, close: bool = False
+) -> None:
+    """Errors: NoRoom when a tenant would have too many files with so many, or too many bytes with
+    `more`; what is being written counts too. `close`: the body was not read.
     """
     known, options = service.files.all(tenant), service.options
-    if len(known) >= options.max_files:
-        text = f"There are {len(known)} files already; delete some."
-        raise ApiError(400, text, code="too_many_files", close=close)
-    size = sum(each["bytes"] for each in known.values()) + service.uploading[tenant]
+    if files and len(known) + service.taken_files[tenant] + files > options.max_files:
+        reason = f"there may be at most {options.max_files} files (--max-files)"
+        raise NoRoom(reason, "too_many_files", close=close)
+    size = sum(each["bytes"] for each in known.values()) + service.taken_bytes[tenant]
     if size + more > options.max_files_bytes:
-        text = f"All files together may have {options.max_files_bytes} bytes; delete some."
-        raise ApiError(400, text, code="storage_full", close=close)
+        reason = f"all files together may have {options.max_files_bytes} bytes (--max-files-bytes)"
+        raise NoRoom(reason, "storage_full", close=close)
 
 
-def keep(service: Service, tenant: str, path: Path, filename: str, purpose: str) -> dict[str, Any]:
-    """Make what stands at `path` a file; it is there whole, or not at all."""
+def keep(
+    service: Service, tenant: str, path: Path, filename: str, purpose: str, room: Room
+) -> dict[str, Any]:
+    """Make what stands at `path` a file; it is there whole, or not at all. What was taken of the
+    room for it is given back in the moment in which it is known.
+    """
     with path.open("rb") as file:
         os.fsync(file.fileno())
         size = os.fstat(file.fileno()).st_size
@@ -178,7 +213,7 @@ def keep(service: Service, tenant: str, path: Path, filename: str, purpose: str)
         "status": "processed",
     }
     os.replace(path, service.files.path(tenant, found["id"]))  # type: ignore[arg-type]
-    service.files.put(tenant, found)
+    service.files.put(tenant, found, then=lambda: room.give(size, 1))
     return found
 
 
