@@ -160,6 +160,11 @@ class ChatRequest(SamplingFields):
         "verbosity": "say in the system message how long answers should be.",
         "web_search_options": "this server does not reach out.",
     }
+    NEUTRAL: ClassVar[dict[str, list[Any]]] = {
+        "modalities": [["text"]],
+        "reasoning_effort": ["none"],
+        "verbosity": ["medium"],
+    }
     messages: list[ChatMessage] = Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)
     max_completion_tokens: int | None = Field(None, ge=1, le=1 << 24)
     logprobs: bool | None = None

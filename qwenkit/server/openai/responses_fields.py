@@ -144,6 +144,7 @@ class TextWishes(Strict):
     UNSUPPORTED: ClassVar[dict[str, str]] = {
         "verbosity": "say in the instructions how long answers should be."
     }
+    NEUTRAL: ClassVar[dict[str, list[Any]]] = {"verbosity": ["medium"]}
     format: TextFormat | None = None
 
 
@@ -157,6 +158,7 @@ class ResponseRequest(Strict):
         "prompt": "this server keeps no prompts; give input and instructions.",
         "reasoning": "this model does not reason apart from its answer.",
     }
+    NEUTRAL: ClassVar[dict[str, list[Any]]] = {"reasoning": [{}, {"effort": "none"}]}
     model: Name
     input: str | Items
     instructions: str | None = None
