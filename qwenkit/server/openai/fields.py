@@ -162,7 +162,7 @@ def _bias(given: dict[str, float] | None) -> dict[int, float] | None:
     if given is None:
         return None
     for key in given:
-        if not key.isascii() or not key.isdecimal() or len(key) > 10:
+        if not key.isascii() or not key.isdecimal() or len(key) > 10 or str(int(key)) != key:
             raise bad_value("logit_bias", f"Invalid 'logit_bias': {key[:40]!r} is no token id.")
     return {int(key): value for key, value in given.items()}
 

@@ -285,6 +285,13 @@ _NAMES = {
     "logprobs": ("top_logprobs", None),
 }
 
+_WORDS = (
+    ("'image_url'", "'input_image'"),
+    ("'file'", "'input_file'"),
+    (" max_tokens", " max_output_tokens"),
+)
+"""Names of chats in messages."""
+
 
 def add_items(
     messages: list[dict[str, Any]],
@@ -336,6 +343,10 @@ def renamed(error: BaseException, places: Sequence[str], call: Call | None = Non
         name = place + (rest if own else "")
     elif param.startswith("tools["):
         name = param.replace(".function", "", 1)
+    if "[" in param:  # no other word of the message can be meant
+        told.message = told.message.replace(param, name)
+    for word, own in _WORDS:
+        told.message = told.message.replace(word, own)
     told.message = told.message.replace(f"'{param}'", f"'{name}'")
     told.param = name
     return told
