@@ -345,8 +345,8 @@ def renamed(error: BaseException, places: Sequence[str], call: Call | None = Non
         name = param.replace(".function", "", 1)
     if "[" in param:  # no other word of the message can be meant
         told.message = told.message.replace(param, name)
-    for word, own in _WORDS:
-        told.message = told.message.replace(word, own)
+    for word, better in _WORDS:
+        told.message = told.message.replace(word, better)
     told.message = told.message.replace(f"'{param}'", f"'{name}'")
     told.param = name
     return told
