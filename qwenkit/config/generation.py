@@ -27,6 +27,11 @@ class GenerationConfig:
     repetition_penalty: float = 1.0
     max_new_tokens: int | None = None
 
+    @property
+    def usual_temperature(self) -> float:
+        """That of a caller who gives none; 0 is greedy."""
+        return self.temperature if self.do_sample else 0.0
+
     @classmethod
     def from_dir(cls, path: str | os.PathLike[str]) -> GenerationConfig:
         """Read `path`/generation_config.json; without that file, config.json's eos and greedy

@@ -118,7 +118,7 @@ def resolve(
     tenant, deadline = _tenant(values.pop("tenant", "")), _deadline(values)
     values.setdefault("max_tokens", max_tokens)
     values.setdefault("repetition_penalty", defaults.repetition_penalty)
-    values.setdefault("temperature", defaults.temperature if defaults.do_sample else 0.0)
+    values.setdefault("temperature", defaults.usual_temperature)
     values.setdefault("top_p", defaults.top_p)
     values.setdefault("top_k", defaults.top_k)
     extra = values.get("stop_token_ids", ())

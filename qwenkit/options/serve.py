@@ -181,6 +181,13 @@ class ServeOptions(LoadOptions):
                 raise ValueError(f"{each!r}: give https://name or http://name:port, no path, or *.")
         return value
 
+    @field_validator("served_model_name")
+    @classmethod
+    def _nameable(cls, value: list[str]) -> list[str]:
+        if not all(name.isprintable() and 0 < len(name) <= 256 for name in value):
+            raise ValueError("1 to 256 printable characters")
+        return value
+
     @model_validator(mode="after")
     def _different(self) -> ServeOptions:
         own = self.served_model_name or [self.model]

@@ -54,7 +54,7 @@ _INTERNAL = frozenset(
     "messages tools documents add_generation_prompt continue_final_message chat_template tokenize "
     "tokenizer return_tensors return_dict return_assistant_tokens_mask padding truncation "
     "max_length range dict namespace joiner raise_exception strftime_now loop caller "
-    "bos_token eos_token pad_token unk_token".split()
+    "bos_token eos_token pad_token unk_token self".split()
 )
 _HEADER = "assistant\n"
 _PROBE_TOOLS = [

@@ -68,7 +68,7 @@ def constraint_of(
         {"schema": …, "name": …, "strict": …}}. A keyword that is not supported is refused; only
         `"strict": false` leaves it out.
     regex: Rust's syntax, matched against the whole answer. choice: up to 1,000 texts, one of which
-        is the answer. grammar: in llguidance's variant of Lark.
+        is the answer. grammar: in llguidance's variant of Lark, or in GBNF (`root ::= …`).
     tool_choice: "none", "auto", "required", or {"type": "function", "function": {"name": …}}.
     parallel_tool_calls: false allows one call, else up to 16.
 

@@ -27,6 +27,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper, regex_to_lark
+from llguidance.gbnf_to_lark import gbnf_to_lark
 from llguidance.numpy import fill_next_token_bitmask
 from numpy.typing import NDArray
 
@@ -188,8 +189,9 @@ def _body(body: dict[str, Any]) -> dict[str, Any]:
         return {"lark_grammar": f"start: /{regex_to_lark(body['pattern'], '')}/"}
     if kind == "choice":
         return {"lark_grammar": "start: CHOICE\nCHOICE: " + " | ".join(map(_quoted, body["texts"]))}
-    check_lark(body["text"])
-    return {"lark_grammar": body["text"]}
+    text = _lark(body["text"])
+    check_lark(text)
+    return {"lark_grammar": text}
 
 
 def _call_rules(called: dict[str, Any], tags: Sequence[str]) -> list[str]:
@@ -223,6 +225,19 @@ def _with_options(schema: dict[str, Any], strict: bool) -> dict[str, Any]:
 
 def _quoted(text: str) -> str:
     return json.dumps(text)
+
+
+_GBNF = re.compile(r"^\s*[\w-]+\s*::=", re.MULTILINE)
+
+
+def _lark(text: str) -> str:
+    """A caller's grammar in Lark; one in llama.cpp's GBNF (`root ::= …`) is translated."""
+    if not _GBNF.search(text):
+        return text
+    try:
+        return gbnf_to_lark(text)
+    except Exception as error:  # the library has no class for what is wrong with a grammar
+        raise RequestError(f"The GBNF grammar is not usable: {_reason(str(error))}.") from error
 
 
 _LARK_PARTS = re.compile(

@@ -66,8 +66,9 @@ class Gate:
         except ApiError as error:
             call.error = error
             await JsonResponse(error.body, error.status, error.headers)(scope, receive, answer)
-        except Exception as error:  # the application has answered 500 already
-            log_bug(call, error)
+        except Exception as error:
+            if call.error is None:  # else the application has answered and logged it already
+                log_bug(call, error)
         finally:
             self._working -= heavy
             self._service.calls.discard(call)

@@ -1,4 +1,4 @@
-"""What operators ask: is it alive, does it take work, how is it doing."""
+"""What operators ask: is it alive, does it take work, how is it doing. Probes may use HEAD."""
 
 from __future__ import annotations
 
@@ -29,6 +29,8 @@ class Version(BaseModel):
     version: str
 
 
+@router.head("/health", include_in_schema=False)
+@router.head("/ping", include_in_schema=False)
 @router.get("/health", response_model=Status)
 @router.get("/ping", response_model=Status)
 async def health(request: Request) -> Response:
@@ -38,6 +40,7 @@ async def health(request: Request) -> Response:
     return JsonResponse({"status": "ok"})
 
 
+@router.head("/ready", include_in_schema=False)
 @router.get("/ready", response_model=Status)
 async def ready(request: Request) -> Response:
     """Whether new work is taken: 503 from the moment that the server is asked to stop."""

@@ -35,6 +35,8 @@ class Connection(HttpToolsProtocol):
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._head: int | None = None
         self._fed = self._got = 0
+        """`_fed`: bytes of a head, of trailers, or of what else is not body, in one piece."""
+        self._trailing = False
         self._refusal: ApiError | None = None
         self.idle[self] = None
         self._begin_head()
@@ -56,13 +58,14 @@ class Connection(HttpToolsProtocol):
             self._begin_head()
         self._fed += len(data)
         super().data_received(data)
-        if self._head is not None and self._fed > self.options.max_header_bytes:
+        if self._fed > self.options.max_header_bytes:
             self._refuse(_head_too_large(self.options))
 
     # The parser's callbacks; what they raise ends in `send_400_response`.
 
     def on_message_begin(self) -> None:
         self._head = self._head or 0
+        self._trailing = False
         super().on_message_begin()
 
     def on_url(self, url: bytes) -> None:
@@ -70,6 +73,8 @@ class Connection(HttpToolsProtocol):
         super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        if self._trailing:
+            return
         self._count(len(name) + len(value) + 4)
         if len(self.headers) >= self.options.max_headers:
             self._refusal = _head_too_large(self.options)
@@ -86,13 +91,14 @@ class Connection(HttpToolsProtocol):
             self._refusal = ApiError(400, "The length of the body is given twice.", close=True)
             raise self._refusal
         self._stop("head")
-        self._head, self._got = None, 0
+        self._head, self._got, self._trailing = None, 0, True
         self.idle.pop(self, None)
         self._start("body", self.options.body_timeout, self._check_body)
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
         self._got += len(body)
+        self._fed = 0
         super().on_body(body)
 
     def on_message_complete(self) -> None:

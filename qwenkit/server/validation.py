@@ -52,7 +52,7 @@ def explain(error: ValidationError, body: Any) -> ApiError:
         return ApiError(400, text, param=path, code="unknown_parameter")
     if kind in _BOUNDS:
         name, words, code = _BOUNDS[kind]
-        number = "integer" if isinstance(value, int) else "decimal"
+        number = "integer" if isinstance(context[name], int) else "decimal"  # as declared
         text = f"Invalid '{path}': {number} out of range. Expected {words} {context[name]}."
         return ApiError(400, text, param=path, code=f"{number}_{code}")
     if kind in _LENGTHS:
@@ -61,8 +61,9 @@ def explain(error: ValidationError, body: Any) -> ApiError:
         return ApiError(400, text, param=path, code=code)
     if kind in _TYPES:
         expected = _TYPES[kind]
-        if len(same) > 1 and all(p["type"] in _TYPES for p in same):
-            expected = " or ".join(dict.fromkeys(_TYPES[p["type"]] for p in same))
+        here = [p["type"] for p in same if _spell(_path(p, body)) == path]
+        if all(each in _TYPES for each in here):
+            expected = " or ".join(dict.fromkeys(_TYPES[each] for each in here))
         text = f"Invalid type for '{path}': expected {expected}, but got {_kind(value)} instead."
         return ApiError(400, text, param=path, code="invalid_type")
     if kind == "literal_error":

@@ -86,8 +86,10 @@ def test_adapters_have_names_and_folders() -> None:
         ({"lora": ["tiny-instruct=b"]}, "The name 'tiny-instruct' is given twice"),
         ({"lora": ["a=b"], "served_model_name": ["a"]}, "The name 'a' is given twice"),
         ({"lora": ["a=b", "c=d"], "max_loras": "1"}, "more than 1 entries"),
+        ({"served_model_name": ["a", ""]}, "must be 1 to 256 printable"),
+        ({"served_model_name": ["a\nb"]}, "must be 1 to 256 printable"),
     ],
 )
-def test_adapters_that_cannot_be(flags: dict[str, Any], words: str) -> None:
+def test_names_that_cannot_be(flags: dict[str, Any], words: str) -> None:
     with pytest.raises(OptionError, match=words):
         resolve(ServeOptions, flags, env={})

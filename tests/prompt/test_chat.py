@@ -362,7 +362,7 @@ def test_template_kwargs_reach_the_template(toy: Tokenizer) -> None:
     "name",
     [
         *"tokenize tokenizer messages tools add_generation_prompt chat_template documents".split(),
-        *"range raise_exception namespace eos_token _x __class__".split(),
+        *"range raise_exception namespace eos_token self _x __class__".split(),
         "not a name",
         5,
     ],

@@ -310,7 +310,7 @@ def test_a_bad_line_is_that_lines_own_error(api: OpenAI) -> None:
         (row("b", None), 400, "invalid_type"),
         (row("s", {**good, "stream": True}), 400, "unsupported_parameter"),
         (row("n", {**good, "n": 9}), 400, "integer_above_max_value"),
-        (row("t", {**good, "temperature": 9}), 400, "integer_above_max_value"),
+        (row("t", {**good, "temperature": 9}), 400, "decimal_above_max_value"),
         (row("f", {**good, "nonsense": 1}), 400, "unknown_parameter"),
         (row("o", {**good, "model": "other"}), 404, "model_not_found"),
         (row("c", {**good, "max_tokens": 5000}), 400, "context_length_exceeded"),

@@ -198,6 +198,9 @@ def test_every_documented_parameter_that_changes_nothing_is_taken(api: OpenAI) -
         metadata={"a": "b"},
         store=False,
         service_tier="auto",
+        modalities=["text"],
+        reasoning_effort="none",
+        verbosity="medium",
         parallel_tool_calls=True,
         prompt_cache_key="k",
         safety_identifier="s",
@@ -213,7 +216,13 @@ def test_a_completion(api: OpenAI) -> None:
     one = api.completions.create(model=MODEL, prompt="Once upon", max_tokens=5)
     assert one.object == "text_completion" and one.choices[0].finish_reason == "length"
     both = api.completions.create(
-        model=MODEL, prompt=["Once upon", "The sky"], max_tokens=5, n=2, seed=3, temperature=1
+        model=MODEL,
+        prompt=["Once upon", "The sky"],
+        max_tokens=5,
+        n=2,
+        best_of=2,
+        seed=3,
+        temperature=1,
     )
     assert [choice.index for choice in both.choices] == [0, 1, 2, 3]
     echoed = api.completions.create(model=MODEL, prompt="Once upon", max_tokens=5, echo=True)
@@ -384,6 +393,11 @@ def test_json_mode_and_the_guided_extras(api: OpenAI) -> None:
 # --- errors -----------------------------------------------------------------------------------
 
 UNKNOWN = "unknown_parameter"
+CALLS = [
+    {"id": name, "type": "function", "function": {"name": "f", "arguments": "{}"}} for name in "ab"
+]
+ASKS = {"role": "assistant", "content": None, "tool_calls": CALLS}
+GOT = {"role": "tool", "tool_call_id": "b", "content": "x"}
 BAD: list[tuple[dict[str, Any], str | None, str | None]] = [
     ({"messages": []}, "messages", "empty_array"),
     ({"messages": "hi"}, "messages", "invalid_type"),
@@ -415,6 +429,13 @@ BAD: list[tuple[dict[str, Any], str | None, str | None]] = [
         "messages[1].tool_call_id",
         "invalid_value",
     ),
+    ({"messages": [*SUM, ASKS]}, "messages[1].tool_calls", "invalid_value"),
+    ({"messages": [*SUM, ASKS, GOT, *SUM]}, "messages[1].tool_calls", "invalid_value"),
+    (
+        {"messages": [*SUM, ASKS, GOT, {"role": "tool", "content": "x"}]},
+        "messages[3].tool_call_id",
+        "missing_required_parameter",
+    ),
     ({"n": 0}, "n", "integer_below_min_value"),
     ({"n": 129}, "n", "integer_above_max_value"),
     ({"n": 9}, "n", "integer_above_max_value"),
@@ -427,13 +448,15 @@ BAD: list[tuple[dict[str, Any], str | None, str | None]] = [
     ({"max_tokens": 5, "max_completion_tokens": 5}, "max_tokens", "invalid_value"),
     ({"temperature": -0.1}, "temperature", "decimal_below_min_value"),
     ({"temperature": 2.1}, "temperature", "decimal_above_max_value"),
+    ({"temperature": 3}, "temperature", "decimal_above_max_value"),
     ({"top_p": 1.0001}, "top_p", "decimal_above_max_value"),
     ({"presence_penalty": -2.0001}, "presence_penalty", "decimal_below_min_value"),
     ({"frequency_penalty": 2.0001}, "frequency_penalty", "decimal_above_max_value"),
     ({"logit_bias": {"-1": 1}}, "logit_bias", "invalid_value"),
     ({"logit_bias": {"abc": 1}}, "logit_bias", "invalid_value"),
     ({"logit_bias": {"999999": 1}}, "logit_bias", "invalid_value"),
-    ({"logit_bias": {"1": 101}}, "logit_bias.1", "integer_above_max_value"),
+    ({"logit_bias": {"5": 1, "05": -1}}, "logit_bias", "invalid_value"),
+    ({"logit_bias": {"1": 101}}, "logit_bias.1", "decimal_above_max_value"),
     ({"stop": ["a"] * 5}, "stop", "array_above_max_length"),
     ({"stop": [""]}, "stop[0]", "empty_string"),
     ({"stop": "x" * 257}, "stop", "string_above_max_length"),
@@ -482,7 +505,7 @@ BAD: list[tuple[dict[str, Any], str | None, str | None]] = [
         "invalid_value",
     ),
     ({"extra_body": {"top_k": -2}}, "top_k", "integer_below_min_value"),
-    ({"extra_body": {"repetition_penalty": 0}}, "repetition_penalty", "integer_below_min_value"),
+    ({"extra_body": {"repetition_penalty": 0}}, "repetition_penalty", "decimal_below_min_value"),
     ({"extra_body": {"stop_token_ids": [10**6]}}, "stop_token_ids", "invalid_value"),
     (
         {"extra_body": {"chat_template_kwargs": {"tokenize": 1}}},
@@ -537,6 +560,8 @@ def test_the_context_is_told_in_numbers(api: OpenAI) -> None:
         ({"prompt": ["a"] * 100, "n": 2}, "prompt", "array_above_max_length"),
         ({"prompt": "a", "logprobs": 21}, "logprobs", "integer_above_max_value"),
         ({"prompt": "a", "best_of": 2}, "best_of", "unsupported_parameter"),
+        ({"prompt": "a", "best_of": 1, "n": 2}, "best_of", "unsupported_parameter"),
+        ({"prompt": "a", "best_of": 0}, "best_of", "integer_below_min_value"),
         ({"prompt": [1], "suffix": "b"}, "suffix", "invalid_value"),
         ({"prompt": "a", "echo": True, "logprobs": 1}, "logprobs", "invalid_value"),
     ],

@@ -175,6 +175,17 @@ def test_each_failure_has_its_answer(
         assert response.headers["x-request-id"] in found["message"]
 
 
+def test_a_bug_is_logged_once(
+    client_of: Callable[..., TestClient], tiny: LLM, caplog: pytest.LogCaptureFixture
+) -> None:
+    client = client_of(llm=Failing(tiny, ValueError("a bug")))
+    with caplog.at_level(logging.ERROR, logger="qwenkit.server"):
+        response = client.post("/v1/chat/completions", json=HI)
+    (record,) = caplog.records
+    assert record.exc_info and str(record.exc_info[1]) == "a bug"
+    assert vars(record)["fields"] == {"request_id": response.headers["x-request-id"]}
+
+
 def test_a_failure_in_the_middle_of_a_stream_is_an_event(
     client_of: Callable[..., TestClient], tiny: LLM
 ) -> None:

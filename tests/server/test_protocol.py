@@ -112,6 +112,28 @@ def test_a_body_without_an_end_is_cut_at_the_limit(quick: Any) -> None:
         assert sent < 5_000_000, "the kernel's buffers, and no more"
 
 
+def chunked(head: bytes, body: bytes, trailers: bytes) -> bytes:
+    return head + b"Transfer-Encoding: chunked\r\n\r\n%x\r\n%s\r\n0\r\n%s" % (
+        len(body),
+        body,
+        trailers,
+    )
+
+
+def test_trailers_are_neither_key_nor_host_nor_kept(keyed: Any, quick: Any) -> None:
+    body = json.dumps({**HI, "max_tokens": 1}).encode()
+    key = b"Authorization: Bearer %s\r\n" % keyed.key.encode()
+    late = b"Host: a/b\r\nContent-Encoding: gzip\r\nConnection: close\r\n"
+    status, found = talk(keyed, chunked(CHAT, body, key + b"\r\n"))
+    assert (status, found["error"]["code"]) == (401, None)
+    head = CHAT + key + b"Connection: close\r\n"
+    status, found = talk(keyed, chunked(head, body, late + b"\r\n"))
+    assert (status, found["object"]) == (200, "chat.completion")
+    for endless in (b"A: " + b"x" * 600_000, b"A: b\r\n" * 100_000):
+        status, found = talk(quick, chunked(CHAT, body, endless))
+        assert (status, found["error"]["code"]) == (431, "headers_too_large")
+
+
 def test_http_1_0_and_pipelined_requests(quick: Any) -> None:
     with connect(quick) as sock:
         sock.sendall(b"GET /health HTTP/1.0\r\nHost: localhost\r\n\r\n")

@@ -58,6 +58,31 @@ def test_an_answer_and_its_fields(api: OpenAI) -> None:
     assert again.usage and again.usage.input_tokens_details.cached_tokens > 0
 
 
+def test_every_field_that_open_responses_requires(live: Any) -> None:
+    """https://github.com/openresponses/openresponses, schema/components/schemas."""
+    required = """id object created_at completed_at status incomplete_details model instructions
+        previous_response_id output error tools tool_choice truncation parallel_tool_calls text
+        top_p presence_penalty frequency_penalty top_logprobs temperature reasoning user usage
+        max_output_tokens max_tool_calls store background service_tier metadata safety_identifier
+        prompt_cache_key""".split()
+    tool = {"type": "function", "name": "f"}
+    form = {"type": "json_schema", "name": "a", "schema": {"type": "integer"}}
+    body = {"model": MODEL, "input": SUM, "max_output_tokens": 9, "safety_identifier": "s"}
+    asked = {**body, "tools": [tool], "text": {"format": form}, "tool_choice": "none", "top_p": 0.5}
+    plain, full = (
+        httpx.post(f"{live.url}/v1/responses", json=each, timeout=60).json()
+        for each in (body, asked)
+    )
+    for found in (plain, full):
+        assert set(required) <= set(found)
+        numbers = (found[k] for k in ("temperature", "frequency_penalty", "presence_penalty"))
+        assert list(numbers) == [0, 0, 0]
+        assert (found["service_tier"], found["safety_identifier"]) == ("default", "s")
+    assert (plain["top_p"], full["top_p"]) == (1, 0.5)
+    assert full["tools"] == [{**tool, "description": None, "parameters": None, "strict": None}]
+    assert full["text"]["format"] == {**form, "description": None, "strict": True}
+
+
 def test_it_says_what_a_chat_says(api: OpenAI) -> None:
     story: Any = {"temperature": 1.5, "seed": 7}
     chat = api.chat.completions.create(
@@ -263,6 +288,7 @@ def test_in_the_background(api: OpenAI) -> None:
 
 
 USER = {"role": "user", "content": "x"}
+CALLED = {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"}
 DEEP: dict[str, Any] = {"type": "json_schema", "name": "a", "schema": {"type": "strin"}}
 
 
@@ -292,6 +318,7 @@ DEEP: dict[str, Any] = {"type": "json_schema", "name": "a", "schema": {"type": "
             "input[1].call_id",
             "invalid_value",
         ),
+        ({"input": [USER, CALLED]}, "input[1]", "invalid_value"),
         ({"input": "x" * 4_000_000}, "input", "context_length_exceeded"),
         ({"input": [USER] * 4097}, "input", "array_above_max_length"),
         ({"max_output_tokens": 0}, "max_output_tokens", "integer_below_min_value"),
@@ -325,6 +352,26 @@ def test_what_is_wrong_is_a_bad_request(
         api.responses.create(**{"model": MODEL, "input": SUM, "stream": stream, **wish})
     error = caught.value
     assert (error.param, error.code) == (param, code), error.message
+
+
+@pytest.mark.parametrize(
+    ("wish", "words"),
+    [
+        ({"input": [{"role": "user", "content": []}, CALLED]}, "'input[1]': the result of"),
+        ({"input": [{"role": "user", "content": [{"type": "input_text"}]}]}, "input[0].content is"),
+        ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "'input_image'"),
+        ({"input": [USER, "x"]}, "'input[1]': expected an object, but got a string"),
+        ({"max_output_tokens": 100_000}, "lower max_output_tokens"),
+        ({"tools": [WEATHER, WEATHER]}, "tools[1].name repeats"),
+    ],
+    ids=range(6),
+)
+def test_messages_speak_the_words_of_this_endpoint(
+    api: OpenAI, wish: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(openai.BadRequestError) as caught:
+        api.responses.create(**{"model": MODEL, "input": SUM, **wish})
+    assert words in caught.value.message
 
 
 def test_an_unknown_model(api: OpenAI) -> None:

@@ -191,6 +191,14 @@ def test_unknown_routes_and_methods(client: TestClient) -> None:
         assert client.put(path).headers["allow"] == allowed
 
 
+def test_probes_may_ask_with_head(locked: TestClient) -> None:
+    for path in sorted(OPEN):
+        asked, got = locked.head(path), locked.get(path)
+        assert (asked.status_code, asked.content) == (200, b"")
+        assert asked.headers["content-length"] == str(len(got.content))
+        assert locked.put(path).headers["allow"] == "GET, HEAD"
+
+
 def test_the_request_id_is_ours(client: TestClient) -> None:
     seen = set()
     for theirs in ("mine", "a" * 5000, "req_" + "0" * 32):

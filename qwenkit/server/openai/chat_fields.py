@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -160,6 +161,11 @@ class ChatRequest(SamplingFields):
         "verbosity": "say in the system message how long answers should be.",
         "web_search_options": "this server does not reach out.",
     }
+    NEUTRAL: ClassVar[dict[str, list[Any]]] = {
+        "modalities": [["text"]],
+        "reasoning_effort": ["none"],
+        "verbosity": ["medium"],
+    }
     messages: list[ChatMessage] = Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)
     max_completion_tokens: int | None = Field(None, ge=1, le=1 << 24)
     logprobs: bool | None = None
@@ -216,6 +222,7 @@ class ChatRequest(SamplingFields):
         adapter = service.check_model(self.model)
         self.check_limits(service.options)
         service.check_size((text for m in self.messages for text in m.texts()), "messages")
+        check_results(self.messages)
         asked = {**self.sampling(call, service.options), "adapter": adapter}
         if self.max_completion_tokens is not None:
             asked["max_tokens"] = self.max_completion_tokens
@@ -230,3 +237,28 @@ class ChatRequest(SamplingFields):
         if self.chat_template_kwargs is not None:
             asked["template_kwargs"] = check_template_kwargs(self.chat_template_kwargs)
         return asked
+
+
+def check_results(messages: Sequence[ChatMessage]) -> None:
+    """Behind calls come their results, before anybody else speaks. Errors: ApiError."""
+    open_calls: list[str | None] = []
+    asker = 0
+    for number, message in enumerate(messages):
+        if message.role != "tool":
+            _check_answered(open_calls, asker)
+            open_calls, asker = [call.id for call in message.tool_calls or ()], number
+        elif message.tool_call_id in open_calls:
+            open_calls.remove(message.tool_call_id)
+        elif message.tool_call_id is None:
+            where = f"messages[{number}].tool_call_id"
+            text = f"Missing required parameter: '{where}'."
+            raise bad_value(where, text, "missing_required_parameter")
+    _check_answered(open_calls, asker)
+
+
+def _check_answered(open_calls: Sequence[str | None], asker: int) -> None:
+    if open_calls:
+        where = f"messages[{asker}].tool_calls"
+        missing = ", ".join(repr(call) if call else "without an id" for call in open_calls[:8])
+        text = f"'{where}': the result of the call {missing} is missing; it comes right behind."
+        raise bad_value(where, text)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter
 from pydantic import BaseModel, Discriminator, Field, Tag
@@ -17,7 +17,7 @@ from qwenkit.options.serve import ServeOptions
 from qwenkit.prompt.fim import fim_ids
 from qwenkit.server.body import read
 from qwenkit.server.document import takes
-from qwenkit.server.errors import bad_value
+from qwenkit.server.errors import bad_value, unsupported
 from qwenkit.server.merge import merged, together
 from qwenkit.server.openai.chat_answers import new_id
 from qwenkit.server.openai.fields import SamplingFields
@@ -59,8 +59,8 @@ Prompts = Annotated[
 class CompletionRequest(SamplingFields):
     """Prompts to be continued."""
 
-    UNSUPPORTED: ClassVar[dict[str, str]] = {"best_of": "ask for n choices and choose."}
     prompt: Prompts
+    best_of: int | None = Field(None, ge=1, le=128)
     echo: bool | None = None
     logprobs: int | None = Field(None, ge=0, le=20)
     suffix: str | None = None
@@ -83,6 +83,9 @@ class CompletionRequest(SamplingFields):
             most = min(options.max_prompts, MAX_CHOICES // n)
             text = f"Invalid 'prompt': with n = {n} it must have at most {most} entries."
             raise bad_value("prompt", text, "array_above_max_length")
+        if self.best_of not in (None, n):
+            text = f"best_of is {self.best_of}, but nothing is ranked here: ask for n and choose."
+            raise unsupported("best_of", text)
         if self.echo and self.logprobs is not None:
             text = "logprobs of the prompt are not computed: give echo or logprobs, not both."
             raise bad_value("logprobs", text)

@@ -1,8 +1,8 @@
 """The fields that the generating endpoints share, and what becomes of them.
 
 Models are strict: no text for a number, no unknown field. What OpenAI documents and this server
-does not have is refused by name (`UNSUPPORTED`), unless it is null. A request can only ask for less
-than the operator's limits, and is told so before anything is computed.
+does not have is refused by name (`UNSUPPORTED`), unless it asks for nothing. A request can only ask
+for less than the operator's limits, and is told so before anything is computed.
 """
 
 from __future__ import annotations
@@ -21,9 +21,12 @@ Label = Annotated[str, Field(max_length=512)]
 
 
 def _name_unsupported(schema: dict[str, Any], model: type[Any]) -> None:
-    """What is refused unless null stands in the document as null."""
+    """What is refused stands in the document with the values that are not."""
     for name, why in model.UNSUPPORTED.items():
-        schema["properties"][name] = {"type": "null", "description": f"Not supported: {why}"}
+        only: dict[str, Any] = {"enum": [None, *model.NEUTRAL.get(name, ())]}
+        if len(only["enum"]) == 1:
+            only = {"type": "null"}
+        schema["properties"][name] = {**only, "description": f"Not supported: {why}"}
 
 
 class Strict(BaseModel):
@@ -34,6 +37,8 @@ class Strict(BaseModel):
     )
     UNSUPPORTED: ClassVar[dict[str, str]] = {}
     """Documented fields that this server refuses: name → why."""
+    NEUTRAL: ClassVar[dict[str, list[Any]]] = {}
+    """Values of them that ask for nothing else than what is done anyway."""
 
     @model_validator(mode="before")
     @classmethod
@@ -42,7 +47,8 @@ class Strict(BaseModel):
         if not isinstance(values, dict):
             return values
         for name, why in cls.UNSUPPORTED.items():
-            if values.get(name) is not None:
+            value = values.get(name)
+            if value is not None and value not in cls.NEUTRAL.get(name, ()):
                 raise unsupported(name, f"'{name}' is not supported: {why}")
         if cls.UNSUPPORTED:
             return {key: value for key, value in values.items() if key not in cls.UNSUPPORTED}
@@ -156,7 +162,7 @@ def _bias(given: dict[str, float] | None) -> dict[int, float] | None:
     if given is None:
         return None
     for key in given:
-        if not key.isascii() or not key.isdecimal() or len(key) > 10:
+        if not key.isascii() or not key.isdecimal() or len(key) > 10 or str(int(key)) != key:
             raise bad_value("logit_bias", f"Invalid 'logit_bias': {key[:40]!r} is no token id.")
     return {int(key): value for key, value in given.items()}
 

@@ -73,7 +73,7 @@ class Question:
         with self.renaming():
             self._asked = chat.question(call, service)
         call.spelling = {}  # `renaming` knows better
-        self.answer = Answer(body)
+        self.answer = Answer(body, service.llm.generation)
         prefix = self.answer.response["id"].replace("resp_", "item_")
         self._items = [
             {"id": f"{prefix}_{number}", **item} for number, item in enumerate(body.items)

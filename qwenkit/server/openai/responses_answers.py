@@ -1,4 +1,5 @@
-"""The answer of `/v1/responses`: the object, and the typed events that it comes in.
+"""The answer of `/v1/responses`: the object, and the typed events that it comes in. Every field
+that Open Responses (openresponses.org) requires is there, and a number where it wants one.
 
 An `Answer` is fed the pieces of a stream; the same pieces make the whole object, so that both say
 the same. Items are `message` (with one part, `output_text`) and `function_call`.
@@ -14,6 +15,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from qwenkit.config import GenerationConfig
 from qwenkit.llm import Logprob, StreamDelta, Usage
 from qwenkit.prompt.tools import Delta
 from qwenkit.server.errors import ApiError
@@ -33,21 +35,28 @@ class ResponseObject(BaseModel):
     status: Literal["queued", "in_progress", "completed", "incomplete", "failed", "cancelled"]
     background: bool
     error: dict[str, Any] | None
+    frequency_penalty: float
     incomplete_details: dict[str, Any] | None
     instructions: str | None
     max_output_tokens: int | None
+    max_tool_calls: None
     metadata: dict[str, str]
     model: str
     output: list[dict[str, Any]]
     parallel_tool_calls: bool
+    presence_penalty: float
     previous_response_id: str | None
+    prompt_cache_key: str | None
+    reasoning: None
+    safety_identifier: str | None
+    service_tier: Literal["default"]
     store: bool
-    temperature: float | None
+    temperature: float
     text: dict[str, Any]
     tool_choice: str | dict[str, Any]
     tools: list[dict[str, Any]]
     top_logprobs: int
-    top_p: float | None
+    top_p: float
     truncation: Literal["disabled"]
     usage: dict[str, Any] | None
     user: str | None
@@ -61,9 +70,10 @@ class ResponseEvent(BaseModel):
     sequence_number: int = Field(ge=0)
 
 
-def begun(body: ResponseRequest) -> dict[str, Any]:
-    """`ResponseObject` before anything of its answer is there."""
-    form = body.text.format if body.text else None
+def begun(body: ResponseRequest, usual: GenerationConfig) -> dict[str, Any]:
+    """`ResponseObject` before anything of its answer is there; `usual`: what holds where the body
+    says nothing.
+    """
     choice = body.tool_choice or "auto"
     return {
         "id": f"resp_{secrets.token_hex(16)}",
@@ -73,39 +83,47 @@ def begun(body: ResponseRequest) -> dict[str, Any]:
         "status": "queued" if body.background else "in_progress",
         "background": bool(body.background),
         "error": None,
+        "frequency_penalty": body.frequency_penalty or 0,
         "incomplete_details": None,
         "instructions": body.instructions,
         "max_output_tokens": body.max_output_tokens,
+        "max_tool_calls": None,
         "metadata": body.metadata or {},
         "model": body.model,
         "output": [],
         "parallel_tool_calls": body.parallel_tool_calls is not False,
+        "presence_penalty": body.presence_penalty or 0,
         "previous_response_id": body.previous_response_id,
+        "prompt_cache_key": body.prompt_cache_key,
+        "reasoning": None,
+        "safety_identifier": body.safety_identifier,
+        "service_tier": "default",
         "store": body.store is not False,
-        "temperature": body.temperature,
-        "text": {
-            "format": form.model_dump(by_alias=True, exclude_none=True)
-            if form
-            else {"type": "text"}
-        },
+        "temperature": usual.usual_temperature if body.temperature is None else body.temperature,
+        "text": {"format": _format(body)},
         "tool_choice": choice if isinstance(choice, str) else choice.model_dump(),
-        "tools": [
-            {"parameters": None, "strict": None, **tool.model_dump(exclude_none=True)}
-            for tool in body.tools or ()
-        ],
+        "tools": [tool.model_dump() for tool in body.tools or ()],
         "top_logprobs": body.top_logprobs or 0,
-        "top_p": body.top_p,
+        "top_p": usual.top_p if body.top_p is None else body.top_p,
         "truncation": "disabled",
         "usage": None,
         "user": body.user,
     }
 
 
+def _format(body: ResponseRequest) -> dict[str, Any]:
+    form = body.text.format if body.text else None
+    if form is None or form.type != "json_schema":
+        return {"type": form.type if form else "text"}
+    told = {"description": None, **form.model_dump(by_alias=True, exclude_none=True)}
+    return {**told, "strict": form.strict is not False}
+
+
 class Answer:
     """Grows with the pieces that it is fed; gives the events that tell of it."""
 
-    def __init__(self, body: ResponseRequest) -> None:
-        self.response = begun(body)
+    def __init__(self, body: ResponseRequest, usual: GenerationConfig) -> None:
+        self.response = begun(body, usual)
         self._sequence = 0
         self._started = False
         self._item: dict[str, Any] | None = None

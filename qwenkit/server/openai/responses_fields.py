@@ -144,6 +144,7 @@ class TextWishes(Strict):
     UNSUPPORTED: ClassVar[dict[str, str]] = {
         "verbosity": "say in the instructions how long answers should be."
     }
+    NEUTRAL: ClassVar[dict[str, list[Any]]] = {"verbosity": ["medium"]}
     format: TextFormat | None = None
 
 
@@ -157,6 +158,7 @@ class ResponseRequest(Strict):
         "prompt": "this server keeps no prompts; give input and instructions.",
         "reasoning": "this model does not reason apart from its answer.",
     }
+    NEUTRAL: ClassVar[dict[str, list[Any]]] = {"reasoning": [{}, {"effort": "none"}]}
     model: Name
     input: str | Items
     instructions: str | None = None
@@ -283,6 +285,13 @@ _NAMES = {
     "logprobs": ("top_logprobs", None),
 }
 
+_WORDS = (
+    ("'image_url'", "'input_image'"),
+    ("'file'", "'input_file'"),
+    (" max_tokens", " max_output_tokens"),
+)
+"""Names of chats in messages."""
+
 
 def add_items(
     messages: list[dict[str, Any]],
@@ -334,6 +343,10 @@ def renamed(error: BaseException, places: Sequence[str], call: Call | None = Non
         name = place + (rest if own else "")
     elif param.startswith("tools["):
         name = param.replace(".function", "", 1)
+    if "[" in param:  # no other word of the message can be meant
+        told.message = told.message.replace(param, name)
+    for word, better in _WORDS:
+        told.message = told.message.replace(word, better)
     told.message = told.message.replace(f"'{param}'", f"'{name}'")
     told.param = name
     return told
