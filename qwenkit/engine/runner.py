@@ -7,7 +7,6 @@ grow with the tokens. Legend: N tokens, S sequences, M sampling rows, V vocab, T
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -92,8 +91,11 @@ class Runner:
             rows = self._tensor(np.array(ends, dtype=np.int64))
         elif self._graphs is not None and n == len(spans) and not batch.adapters:
             return self._graphs.forward(batch)
-        with ops.batch_invariant() if self.invariant else contextlib.nullcontext():
+        if not self.invariant:
             logits: Tensor = self.model(batch, rows)
+            return logits
+        with ops.batch_invariant():
+            logits = self.model(batch, rows)
         return logits
 
     @torch.inference_mode()

@@ -142,6 +142,8 @@ class Scheduler:
                 plan.spans.append(Span(request, request.num_computed, 1, True))
             else:
                 prefilling.append(request)
+        if not (prefilling or self.paused or len(self.waiting)):
+            return plan
         budget = self.max_batch_tokens - len(plan.spans)
         if plan.spans:
             places = self.max_sequences - len(self.running)
