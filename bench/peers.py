@@ -29,6 +29,8 @@ from typing import Any
 from common import Worker, checkpoint, median, run, save, say, table
 from peers_setup import BINARIES, PYTHON, gguf, openvino_model, setup
 
+from qwenkit.ops import cpu
+
 KINDS = ("decode", "decode 4", "decode 16", "prefill 512")
 Measure = Callable[[str], float]
 GOALS = (
@@ -183,7 +185,8 @@ def main() -> None:
     text += "".join(f"\n\nabsent: {name} ({reason})" for name, reason in absent.items())
     print(text)
     values = {"size": options.size, "threads": options.threads, "absent": absent, "rates": rates}
-    save(f"Beside others, {options.size}", text, values)
+    kernels = cpu.instruction_set() or "PyTorch alone"  # machines of several kinds have sections
+    save(f"Beside others, {options.size}, {kernels}", text, values)
 
 
 if __name__ == "__main__":
