@@ -66,7 +66,6 @@ class Driver:
         self._open: dict[int, Request] = {}  # by id(): everything that has not ended
         self._sinks: dict[str, _Receiver] = {}
         self._asleep: dict[Wake, list[_Receiver]] = {}  # who has got outputs and was not woken yet
-        engine.runner.meanwhile = self._wake_all
         self._lent: deque[tuple[Generator[None, None, Any], Future[Any]]] = deque()
         self._ends: deque[float] = deque(maxlen=64)
         self._thread: threading.Thread | None = None
@@ -170,6 +169,8 @@ class Driver:
             thread.join()
 
     def _run(self) -> None:
+        runner = self.engine.runner
+        runner.meanwhile = self._wake_all
         try:
             if self.engine.model.fused:
                 leave_cores_to_kernels()
@@ -184,6 +185,7 @@ class Driver:
             self._end_all("error", f"{DIED} {type(error).__name__}: {error}", "failed")
         finally:
             self._step_began = None
+            runner.meanwhile = None  # else engine and driver would keep each other
 
     def _turn(self) -> None:
         for output in self._step():

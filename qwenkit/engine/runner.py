@@ -47,7 +47,7 @@ class Runner:
         self.model, self.cache, self.invariant = model, cache, invariant
         self.adapters = adapters
         self.device = model.device
-        self.meanwhile: Callable[[], None] = lambda: None
+        self.meanwhile: Callable[[], None] | None = None
         """Called when a batch is ready for the model: what it sets off runs beside the kernels."""
         self._graphs = None
         if not invariant:  # whether the ops can keep that is theirs to say, at every step
@@ -85,7 +85,8 @@ class Runner:
             n += span.count
             if span.samples:
                 ends += range(n - 1 - len(span.drafts), n)
-        self.meanwhile()
+        if self.meanwhile is not None:
+            self.meanwhile()
         rows = None
         if len(ends) < n:
             rows = self._tensor(np.array(ends, dtype=np.int64))

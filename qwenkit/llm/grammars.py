@@ -344,9 +344,11 @@ class _Worker:
     def _read(self, deadline: _Deadline) -> dict[str, Any] | None:
         """One line of JSON; None when the process ends before. Errors: TimeoutError."""
         assert self._process.stdout is not None
+        poll = select.poll()  # `select.select` takes no descriptor over 1023
+        poll.register(self._process.stdout, select.POLLIN)
         parts = list[bytes]()
         while not parts or not parts[-1].endswith(b"\n"):
-            if not select.select([self._process.stdout], [], [], deadline.slice())[0]:
+            if not poll.poll(1000 * deadline.slice()):
                 if not deadline.left():
                     raise TimeoutError
                 continue

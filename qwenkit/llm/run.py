@@ -69,8 +69,12 @@ class _Mail:
     def send(self) -> None:
         """Have the loop hand out what there is. Errors: RuntimeError when it is closed."""
         loop = self._loop()
-        if self._parcels and loop is not None:
-            loop.call_soon_threadsafe(self._hand_out)
+        try:
+            if self._parcels and loop is not None:
+                loop.call_soon_threadsafe(self._hand_out)
+        except RuntimeError:
+            self._parcels.clear()  # their boxes would keep the loop, and `_mails` them
+            raise
 
     def _hand_out(self) -> None:
         while self._parcels:

@@ -6,8 +6,9 @@ with any version. It picks the best instruction set of the machine when it is im
 a compiler lacks it: `available()` is then false, and `unavailable_reason()` says why.
 
 Ops run on the calling thread and on threads of the extension's own, as many as PyTorch uses when
-the first op is asked for; `set_threads` changes that. The GIL is released meanwhile. Results do not
-depend on the number of threads.
+the first op is asked for; `set_threads` changes that. The GIL is released meanwhile, by
+`argmax`, `top` and the rows of an embedding only where there is much to do. Results do not depend
+on the number of threads.
 
 Not covered: dtypes outside `DTYPES`, gradients.
 Legend: N tokens, S sequences, H/K query/key-value heads, D head dim, B blocks of T slots.

@@ -35,6 +35,7 @@ except ImportError:  # cpu.available() tells; nothing here is called then
 SCALE_KINDS = {"float32": 0, "float16": 1, "super_unsigned": 2, "super_signed": 3}
 OFFSET_KINDS = {"none": 0, "float32": 1, "float16": 2, "zeros": 3, "super_unsigned": 4}
 _MIDDLE = {4: 8, 5: 16, 8: 0}
+_ROW_TYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 _ROWS_AT_ONCE = 1 << 17
 """Numbers that are made at once: few enough for the cache, and for memory that the allocator keeps
 and gives again (larger pieces came from the system anew each time: three times as slow).
@@ -102,13 +103,13 @@ class KernelWeight:
         return weight if order is None else torch.empty_like(weight).index_copy_(1, order, weight)
 
     def rows(self, index: Tensor, dtype: torch.dtype) -> Tensor:
-        """Rows (M, I) in float32 or bfloat16, by one kernel where there is no offset."""
-        if self.kinds[1] != OFFSET_KINDS["none"] or "order" in self.tensors:
+        """Rows (M, I), by one kernel in float32 and bfloat16 where there is no offset."""
+        name, offset = _ROW_TYPES.get(dtype), self.kinds[1]
+        if name is None or offset != OFFSET_KINDS["none"] or "order" in self.tensors:
             return self.dense(index).to(dtype)
         index = index.contiguous()
         assert index.dtype == torch.int64, index.dtype
         out = torch.empty(len(index), self.shape[1], dtype=dtype)
-        name = "float32" if dtype == torch.float32 else "bfloat16"
         _cpu.packed_rows(self.handle(), index.data_ptr(), len(index), out.data_ptr(), name)
         return out
 

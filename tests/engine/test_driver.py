@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
+import weakref
+from collections.abc import Callable, Generator, Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -103,6 +106,21 @@ def test_close_ends_what_runs_and_what_waits(model: Qwen) -> None:
     Driver(Engine(model, num_blocks=8)).close()
 
 
+def test_a_closed_driver_keeps_no_model(model: Qwen) -> None:
+    driver = Driver(Engine(model, num_blocks=8))
+    box: queue.SimpleQueue[RequestOutput] = queue.SimpleQueue()
+    driver.submit([Request("a", [1], SamplingParams(max_tokens=2))], box.put)
+    collect(box)
+    engine = weakref.ref(driver.engine)
+    gc.disable()  # memory of gigabytes shall not wait for it
+    try:
+        driver.close()
+        del driver
+        assert engine() is None
+    finally:
+        gc.enable()
+
+
 def test_a_receiver_that_fails_ends_its_own_request(
     driver: Driver, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -118,6 +136,75 @@ def test_a_receiver_that_fails_ends_its_own_request(
         time.sleep(0.01)
     assert driver.engine.scheduler.pool.num_free == 128
     assert "receiver of request bad failed" in caplog.text
+
+
+def test_who_has_got_something_is_woken_once_a_step_and_before_its_kernels(
+    driver: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[str] = []
+    ended, forward = threading.Event(), driver.engine.model.forward
+
+    def watched(*what: Any) -> torch.Tensor:
+        events.append("kernels")
+        return forward(*what)
+
+    class Loop:
+        def wake(self) -> None:
+            events.append("wake")
+
+        def last(self) -> None:
+            ended.set()
+
+    def sink(output: RequestOutput) -> None:
+        events.append("output")
+
+    monkeypatch.setattr(driver.engine.model, "forward", watched)
+    loop = Loop()
+    params = SamplingParams(max_tokens=3)
+    with driver._wake:  # all of them come before the first step
+        for name in "ab":  # an equal `wake`, though not the same object
+            driver.submit([Request(name, [1], params)], sink, loop.wake)
+        driver.submit([Request("c", [1], params.replace(max_tokens=4))], sink, loop.last)
+    assert ended.wait(20)
+    while driver.engine.has_work:
+        time.sleep(0.001)
+    driver.close()
+    step = ["kernels", *["output"] * 3, "wake"]
+    assert events == [*step * 3, "kernels", "output"]
+
+
+def test_a_wake_that_fails_ends_its_own_requests(
+    driver: Driver, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken() -> None:
+        raise RuntimeError("the loop is closed")
+
+    box, lost = queue.SimpleQueue[RequestOutput](), queue.SimpleQueue[RequestOutput]()
+    for name in ("bad", "worse"):
+        driver.submit([Request(name, [1], SamplingParams(max_tokens=250))], lost.put, broken)
+    driver.submit([Request("good", [1], SamplingParams(max_tokens=50))], box.put)
+    assert len(ids(collect(box)["good"])) == 50
+    deadline = time.monotonic() + 10
+    while driver.engine.has_work and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert driver.engine.scheduler.pool.num_free == 128 and not driver._open
+    assert lost.qsize() < 10 and "'bad'" in caplog.text and "'worse'" in caplog.text
+
+
+def test_lent_work_keeps_nobody_asleep(driver: Driver) -> None:
+    woken = threading.Event()
+
+    def work() -> Generator[None, None, bool]:
+        deadline = time.monotonic() + 20
+        while driver._asleep or not woken.is_set():  # it runs between steps, on the same thread
+            assert time.monotonic() < deadline and not driver._asleep
+            yield
+        return True
+
+    lent = driver.lend(work())
+    request = Request("a", [1], SamplingParams(max_tokens=3))
+    driver.submit([request], lambda output: None, woken.set)
+    assert lent.result(30)
 
 
 def test_nobody_hangs_when_the_engine_itself_fails(

@@ -267,8 +267,18 @@ def test_a_long_prompt_leaves_half_to_a_short_one_and_decoding_limits_both() -> 
     plan = s.schedule()
     assert shape(plan) == [("a", 0, 8, False), ("b", 0, 5, True), ("c", 0, 3, False)]
     s.commit(plan, [7])
-    s.prefill_limit = lambda decoding, waiting: 4 * decoding
+    asked = []
+
+    def limit(decoding: int, waiting: int) -> int:
+        asked.append((decoding, waiting))
+        return 4 * decoding
+
+    s.prefill_limit = limit
     assert shape(s.schedule()) == [("b", 5, 1, True), ("a", 8, 2, False), ("c", 3, 2, False)]
+    for name in "defghij":
+        s.add(request(name, 30))
+    s.schedule()
+    assert asked == [(1, 2), (1, 7)], "a, c, and five for whom there is a place"
 
 
 def test_late_requests_end_and_nothing_is_computed_for_them() -> None:

@@ -6,9 +6,11 @@ from __future__ import annotations
 
 import _thread
 import asyncio
+import gc
 import signal
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +19,7 @@ import pytest
 
 from qwenkit.errors import ContextLengthError, EngineError, QueueFullError, RequestError
 from qwenkit.llm import LLM
+from qwenkit.llm.run import _mail_of
 
 Scripted = Callable[..., SimpleNamespace]
 
@@ -137,6 +140,21 @@ def test_an_interrupt_aborts_the_request(scripted: Scripted) -> None:
         signal.signal(signal.SIGINT, before)
     assert idle(s.llm)
     assert s.llm.chat("hi", max_tokens=3).text == "aaa"
+
+
+def test_mail_for_a_loop_that_was_closed_does_not_keep_it() -> None:
+    loop, box = asyncio.new_event_loop(), asyncio.Queue[Any]()
+    with pytest.raises(asyncio.TimeoutError):  # whoever has waited ties the box to the loop
+        loop.run_until_complete(asyncio.wait_for(box.get(), 0.01))
+    mail = _mail_of(loop)
+    mail.slot(box)([])
+    loop.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        mail.send()
+    gone = weakref.ref(loop)
+    del loop, box, mail
+    gc.collect()
+    assert gone() is None
 
 
 def test_closing_the_llm_ends_those_who_wait(scripted: Scripted) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -286,6 +287,23 @@ def test_a_process_that_never_starts_is_told(
     sleepy = sleeper(start=60)
     with pytest.raises(EngineError, match="does not start"):
         sleepy.compile(Constraint("0", "regex"))
+
+
+def test_a_process_that_starts_while_many_files_are_open(
+    sleeper: Callable[..., Grammars],
+) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = max(soft, min(hard, 2048) if hard != resource.RLIM_INFINITY else 2048)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    opened = []
+    try:
+        opened = [os.open(os.devnull, os.O_RDONLY) for _ in range(1030)]
+        assert opened[-1] > 1023, "more than select() can wait for"
+        assert outcomes(sleeper(), (0, 0.01), (0.1, 60.0)) == ["compiled", HARD]
+    finally:
+        for file in opened:
+            os.close(file)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_what_is_known_needs_neither_turn_nor_place(

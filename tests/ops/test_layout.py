@@ -257,7 +257,7 @@ def test_rows_of_an_embedding(isa: str, make: Callable[[], Packed]) -> None:
     assert weight is not None
     ids, exact = torch.tensor([29, 0, 7, 7, 16, 8]), dequantize(packed)
     assert torch.equal(weight.dense(ids), exact[ids])
-    for dtype in cpu.DTYPES:
+    for dtype in (*cpu.DTYPES, torch.float16):
         assert torch.equal(weight.rows(ids, dtype), exact[ids].to(dtype))
         assert weight.rows(ids[:0], dtype).shape == (0, packed.shape[1])
 
