@@ -288,7 +288,8 @@ def over(ours: list[float], others: list[float]) -> float:
 
 def overhead(model: str, quantize: str | None, tokens: int, rounds: int) -> None:
     """One sequence: the time from step to step that neither the model nor the sampler took. Shown
-    besides: what a client, on the same cores, waits beyond what both take where nothing else runs.
+    besides: what a client, on the same cores, waits beyond what both take where nothing else runs;
+    in that, what goes on beside the kernels counts: delivery, JSON, sockets, the client itself.
     """
     alone = EngineAlone(model, quantize)
     waits, least = list[float](), list[float]()

@@ -169,8 +169,8 @@ class Driver:
             thread.join()
 
     def _run(self) -> None:
-        runner = self.engine.runner
-        runner.meanwhile = self._wake_all
+        for runner in self.engine.runners:
+            runner.meanwhile = self._wake_all
         try:
             if self.engine.model.fused:
                 leave_cores_to_kernels()
@@ -185,7 +185,8 @@ class Driver:
             self._end_all("error", f"{DIED} {type(error).__name__}: {error}", "failed")
         finally:
             self._step_began = None
-            runner.meanwhile = None  # else engine and driver would keep each other
+            for runner in self.engine.runners:
+                runner.meanwhile = None  # else engine and driver would keep each other
 
     def _turn(self) -> None:
         for output in self._step():

@@ -23,7 +23,7 @@ from typing import Any, Literal
 import torch
 
 from qwenkit.engine.blocks import BlockPool
-from qwenkit.engine.draft import check_speculation, make_speculation, own_share
+from qwenkit.engine.draft import DraftModel, check_speculation, make_speculation, own_share
 from qwenkit.engine.kv_cache import KVCache, blocks_in, default_kv_bytes
 from qwenkit.engine.pace import PrefillPace
 from qwenkit.engine.request import ErrorCode, Request, RequestOutput
@@ -126,6 +126,12 @@ class Engine:
             self.speculation = make_speculation(model, draft_model, self.sampler, pool, **limits)
         self._requests: dict[str, Request] = {}
         self._aborted: list[RequestOutput] = []
+
+    @property
+    def runners(self) -> list[Runner]:
+        """Whoever runs kernels in a step: for the model, and for a draft model."""
+        drafts = self.speculation.proposer if self.speculation else None
+        return [self.runner, drafts.runner] if isinstance(drafts, DraftModel) else [self.runner]
 
     @property
     def has_work(self) -> bool:

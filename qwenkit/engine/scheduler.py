@@ -113,6 +113,7 @@ class Scheduler:
         self.paused: deque[Request] = deque()
         self.num_preemptions = 0
         self.num_prompt_tokens = self.num_cached_tokens = self.num_drawn_tokens = 0
+        self._lacks_room = False  # whoever comes next could not be given blocks
         self._underway: set[bytes] = set()  # keys of blocks that running prompts will fill
 
     @property
@@ -146,8 +147,10 @@ class Scheduler:
             return plan
         budget = self.max_batch_tokens - len(plan.spans)
         if plan.spans:
-            places = self.max_sequences - len(self.running)
-            waiting = len(prefilling) + min(len(self.waiting) + len(self.paused), places)
+            waiting = len(prefilling)
+            if not self._lacks_room:
+                places = self.max_sequences - len(self.running)
+                waiting += min(len(self.waiting) + len(self.paused), places)
             budget = min(budget, self.prefill_limit(len(plan.spans), waiting))
         if not plan.paused:
             self._admit(prefilling, budget)
@@ -189,6 +192,7 @@ class Scheduler:
 
     def _admit(self, prefilling: list[Request], budget: int) -> None:
         """Start requests while there is something to compute with, a place and room for them."""
+        self._lacks_room = False
         pending = sum(request.num_pending for request in prefilling)
         while (
             budget > 0
@@ -233,10 +237,10 @@ class Scheduler:
         shared = self.pool.match(keys)
         count = self.pool.blocks_for(len(request.token_ids))
         spare = len(self.running)
-        if spare and self.pool.num_free - spare < count - len(shared):
-            return False
-        blocks = self.pool.allocate(count, shared)
+        short = spare and self.pool.num_free - spare < count - len(shared)
+        blocks = None if short else self.pool.allocate(count, shared)
         if blocks is None:
+            self._lacks_room = True
             return False
         request.blocks = blocks
         request.num_computed = len(shared) * size

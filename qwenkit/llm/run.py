@@ -70,7 +70,9 @@ class _Mail:
         """Have the loop hand out what there is. Errors: RuntimeError when it is closed."""
         loop = self._loop()
         try:
-            if self._parcels and loop is not None:
+            if loop is None:
+                raise RuntimeError("the event loop is gone")
+            if self._parcels:
                 loop.call_soon_threadsafe(self._hand_out)
         except RuntimeError:
             self._parcels.clear()  # their boxes would keep the loop, and `_mails` them

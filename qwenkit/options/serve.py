@@ -16,6 +16,16 @@ from qwenkit.options.verbs import LoadOptions
 MIB = 1 << 20
 
 
+def _origin(text: str) -> str:
+    """As browsers write it (RFC 6454, section 6.2): in lower case, without the usual port."""
+    match = re.fullmatch(r"(https?)://([a-z0-9._-]+|\[[0-9a-f:]+\])(?::(\d{1,5}))?", text.lower())
+    if match is None:
+        raise ValueError(f"{text!r}: give https://name or http://name:port, no path, or *.")
+    scheme, host, port = match.groups()
+    usual = {"http": "80", "https": "443"}[scheme]
+    return f"{scheme}://{host}" if port in (None, usual) else f"{scheme}://{host}:{port}"
+
+
 class ServeOptions(LoadOptions):
     """Serve a model over HTTP, as OpenAI's API."""
 
@@ -176,10 +186,7 @@ class ServeOptions(LoadOptions):
     @field_validator("allowed_origin")
     @classmethod
     def _pages(cls, value: list[str]) -> list[str]:
-        for each in value:
-            if each != "*" and not re.fullmatch(r"https?://[A-Za-z0-9._\[\]:-]+", each):
-                raise ValueError(f"{each!r}: give https://name or http://name:port, no path, or *.")
-        return value
+        return [each if each == "*" else _origin(each) for each in value]
 
     @field_validator("served_model_name")
     @classmethod

@@ -32,7 +32,9 @@ EXPOSED = ["x-request-id", "retry-after"] + [
 
 
 class App(FastAPI):
-    """FastAPI with the gate around it, outside of everything that could fail."""
+    """FastAPI with the gate around it, outside of everything that could fail. Where web pages are
+    allowed, what answers their preflights is around the gate: those bring no key.
+    """
 
     def build_middleware_stack(self) -> ASGIApp:
         gate = Gate(super().build_middleware_stack(), self.state.service)

@@ -4,13 +4,14 @@ anything. (That no output changes: test_speculate.py.)
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 
-from qwenkit.engine import Engine, Request, RequestOutput, SamplingParams
+from qwenkit.engine import Driver, Engine, Request, RequestOutput, SamplingParams
 from qwenkit.engine.draft import DraftModel
 from qwenkit.errors import OptionError
 from qwenkit.model.batch import Batch
@@ -109,3 +110,30 @@ def test_what_does_not_go_together_is_named(
         options = {**options, "draft_model": models[options["draft_model"]]}
     with pytest.raises(OptionError, match=match):
         Engine(model, **options)
+
+
+def test_who_has_got_something_is_woken_before_the_draft_models_kernels(
+    model: Qwen, make_model: Callable[..., Qwen], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[str] = []
+    draft, ended = make_model(), threading.Event()
+    forward = draft.forward
+
+    def watched(*what: Any) -> torch.Tensor:
+        events.append("drafts")
+        return forward(*what)
+
+    monkeypatch.setattr(draft, "forward", watched)
+    driver = Driver(eager(model, draft))
+
+    def sink(output: RequestOutput) -> None:
+        events.append("output")
+        if output.finished:
+            ended.set()
+
+    request = Request("a", [1, 2, 3], SamplingParams(max_tokens=12))
+    driver.submit([request], sink, lambda: events.append("wake"))
+    assert ended.wait(20)
+    driver.close()
+    behind = [events[i + 1] for i, event in enumerate(events) if event == "output"]
+    assert "drafts" in events and set(behind) == {"wake"}

@@ -351,3 +351,23 @@ def test_under_pressure_outputs_are_those_of_a_quiet_engine(
         assert r.token_ids == alone[r.id][: len(r.token_ids)]
         assert r.id in aborted or len(r.token_ids) == len(alone[r.id])
     assert s.pool.num_free == blocks and not s._underway and not s.waiting._active
+
+
+def test_who_finds_no_room_does_not_hurry_those_who_decode() -> None:
+    s = scheduler(blocks=6, size=4, tokens=16, sequences=4)
+    asked = []
+
+    def limit(decoding: int, waiting: int) -> int:
+        asked.append(waiting)
+        return 4
+
+    s.prefill_limit = limit
+    s.add(request("a", 8, max_tokens=12))
+    s.commit(s.schedule(), [7])
+    s.add(request("b", 20, max_tokens=4))
+    for _ in range(3):
+        s.commit(s.schedule(), [7])
+    assert asked == [1, 0, 0]
+    s.finish(s.running[0], "abort")
+    s.schedule()
+    assert [r.id for r in s.running] == ["b"]

@@ -88,8 +88,17 @@ def test_adapters_have_names_and_folders() -> None:
         ({"lora": ["a=b", "c=d"], "max_loras": "1"}, "more than 1 entries"),
         ({"served_model_name": ["a", ""]}, "must be 1 to 256 printable"),
         ({"served_model_name": ["a\nb"]}, "must be 1 to 256 printable"),
+        ({"allowed_origin": ["https://a.example/x"]}, "no path"),
+        ({"allowed_origin": ["https://:::"]}, "no path"),
+        ({"allowed_origin": ["a.example"]}, "no path"),
     ],
 )
 def test_names_that_cannot_be(flags: dict[str, Any], words: str) -> None:
     with pytest.raises(OptionError, match=words):
         resolve(ServeOptions, flags, env={})
+
+
+def test_origins_are_read_as_browsers_write_them() -> None:
+    given = ["https://App.Example:443", "http://[::1]:3000", "http://a:80", "*"]
+    options = resolve(ServeOptions, {"allowed_origin": given}, env={})
+    assert options.allowed_origin == ["https://app.example", "http://[::1]:3000", "http://a", "*"]

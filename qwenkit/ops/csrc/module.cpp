@@ -334,7 +334,7 @@ NB_MODULE(_cpu, m) {
     m.def("set_threads", &set_num_threads, nb::arg("count"), "Change that; at least 1.");
     m.def("rms_norm", &rms_norm, nb::arg("x"), nb::arg("weight"), nb::arg("out"), nb::arg("rows"),
           nb::arg("cols"), nb::arg("eps"), nb::arg("dtype"),
-          "Row-wise RMS norm of (rows, cols) contiguous values; releases the GIL, as all ops do.");
+          "Row-wise RMS norm of (rows, cols) contiguous values; releases the GIL.");
     m.def("rope", &rope, nb::arg("x"), nb::arg("cos"), nb::arg("sin"), nb::arg("out"),
           nb::arg("tokens"), nb::arg("heads"), nb::arg("head_dim"), nb::arg("dtype"));
     m.def("swiglu", &swiglu, nb::arg("gate"), nb::arg("up"), nb::arg("out"), nb::arg("count"),
