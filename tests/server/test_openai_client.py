@@ -563,7 +563,8 @@ def test_the_context_is_told_in_numbers(api: OpenAI) -> None:
         ({"prompt": "a", "best_of": 1, "n": 2}, "best_of", "unsupported_parameter"),
         ({"prompt": "a", "best_of": 0}, "best_of", "integer_below_min_value"),
         ({"prompt": [1], "suffix": "b"}, "suffix", "invalid_value"),
-        ({"prompt": "a", "echo": True, "logprobs": 1}, "logprobs", "invalid_value"),
+        ({"prompt": "a", "max_tokens": 0}, "max_tokens", "integer_below_min_value"),
+        ({"prompt": "a", "max_tokens": 0, "echo": True}, "max_tokens", "integer_below_min_value"),
     ],
     ids=str,
 )
