@@ -40,6 +40,11 @@ TIME: Any = {
         },
     },
 }
+UNUSABLE: Any = {
+    "type": "function",
+    "function": {"name": "odd", "parameters": {"properties": {"a": {"$ref": "http://a/b"}}}},
+}
+NAMED: Any = {"type": "function", "function": {"name": "odd"}}
 ASK: Any = [{"role": "user", "content": "What is the weather in Paris?"}]
 
 
@@ -470,6 +475,8 @@ BAD: list[tuple[dict[str, Any], str | None, str | None]] = [
     ({"modalities": ["text", "audio"]}, "modalities", "unsupported_parameter"),
     ({"reasoning_effort": "high"}, "reasoning_effort", "unsupported_parameter"),
     ({"tool_choice": "required"}, "tool_choice", "invalid_value"),
+    ({"tools": [UNUSABLE], "tool_choice": "required"}, "tools", "invalid_value"),
+    ({"tools": [WEATHER, UNUSABLE], "tool_choice": NAMED}, "tools", "invalid_value"),
     (
         {"tools": [WEATHER], "tool_choice": {"type": "function", "function": {"name": "no"}}},
         "tool_choice",
