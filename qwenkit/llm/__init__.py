@@ -13,6 +13,7 @@ from qwenkit.llm.results import (
     Usage,
 )
 from qwenkit.llm.sampling import Sampling
+from qwenkit.llm.score import Scores
 from qwenkit.model.lora import Adapter
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "Logprob",
     "Pooling",
     "Sampling",
+    "Scores",
     "StreamDelta",
     "Timing",
     "TokenProb",

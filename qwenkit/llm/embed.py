@@ -3,7 +3,7 @@
 "last" takes the state of the last token, the only one that has seen the whole text; "mean" the
 average of all. Vectors have length 1. With `dimensions` the first so many numbers are kept and
 brought to length 1 again, as OpenAI does; what that loses depends on how the model was trained.
-The sums are made in float32. Legend: N tokens, S sequences, C hidden.
+The sums are made in float32. Legend: S sequences, C hidden.
 """
 
 from __future__ import annotations
@@ -18,16 +18,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from qwenkit.engine import Driver
-from qwenkit.engine.kv_cache import KVCache
-from qwenkit.errors import ContextLengthError, EngineError, RequestError
-from qwenkit.model.batch import Batch, PagedKV
-from qwenkit.model.lora import Adapter, AdapterRows
+from qwenkit.errors import EngineError, RequestError
+from qwenkit.llm.states import checked_ids, hidden_states
+from qwenkit.model.lora import Adapter
 from qwenkit.model.qwen import Qwen
 from qwenkit.prompt.tokenizer import Tokenizer
 
 Pooling = Literal["last", "mean"]
 POOLINGS: tuple[Pooling, ...] = ("last", "mean")
-BLOCK = 16
 
 
 @dataclass(frozen=True)
@@ -48,25 +46,8 @@ class Embedder:
 
     def ids(self, inputs: Sequence[str | Sequence[int]], max_tokens: int | None) -> list[list[int]]:
         """Token ids of each input. Errors: RequestError, ContextLengthError."""
-        if not inputs:
-            raise RequestError("input is empty.", "Give at least one text.", param="input")
-        engine, found, total = self._driver.engine, list[list[int]](), 0
-        rows = self._tokenizer.vocab_size
-        for number, each in enumerate(inputs):
-            where = f"input[{number}]" if len(inputs) > 1 else "input"
-            ids = self._tokenizer.encode(each) if isinstance(each, str) else list(each)
-            if not ids:
-                raise RequestError(f"{where} is empty.", "Leave it out.", param=where)
-            if not all(type(i) is int and 0 <= i < rows for i in ids):
-                raise RequestError(f"Ids are integers from 0 to {rows - 1}.", param=where)
-            if len(ids) > engine.context_length:
-                raise ContextLengthError(len(ids), 0, engine.context_length, param=where)
-            total += len(ids)
-            if max_tokens is not None and total > max_tokens:
-                text = f"The inputs have more than {max_tokens} tokens together."
-                raise RequestError(text, "Send fewer at once.", param="input")
-            found.append(ids)
-        return found
+        context = self._driver.engine.context_length
+        return checked_ids(self._tokenizer, inputs, context, max_tokens=max_tokens, param="input")
 
     def check(self, pooling: str, dimensions: int | None) -> None:
         """Errors: RequestError."""
@@ -112,88 +93,16 @@ def pooled(
     most: int,
     adapter: Adapter | None = None,
 ) -> Generator[None, None, Tensor]:
-    """Pooled states (S, C) float32 of length 1. A forward has at most `most` tokens: short inputs
-    share one, a long one is computed in chunks with a cache of its own. Yields between forwards.
-    """
-    rows: AdapterRows = [] if adapter is None else [(slice(None), adapter)]
-    found: list[Tensor] = []
-    shared: list[Sequence[int]] = []
-    for ids in inputs:
-        if shared and sum(map(len, shared)) + len(ids) > most:
-            found += _together(model, shared, pooling, rows)
-            shared = []
-            yield
-        if len(ids) > most:
-            found.append((yield from _in_chunks(model, ids, pooling, most, rows)))
-        else:
-            shared.append(ids)
-    if shared:
-        found += _together(model, shared, pooling, rows)
-    return functional.normalize(torch.stack(found), dim=-1)
-
-
-@torch.inference_mode()
-def _together(
-    model: Qwen, inputs: Sequence[Sequence[int]], pooling: Pooling, rows: AdapterRows
-) -> list[Tensor]:
-    """One forward without a cache."""
-    batch = Batch.from_sequences(inputs, model.device)
-    batch.adapters = rows
-    scaled = [_is_scaled(model, ids) for ids in inputs]
-    if any(scaled):
-        lengths = torch.tensor([len(ids) for ids in inputs])
-        batch.scaled = torch.tensor(scaled).repeat_interleave(lengths).to(model.device)
-    parts = torch.split(model.hidden(batch), [len(ids) for ids in inputs])
-    return [_pool(part, pooling) for part in parts]
-
-
-def _pool(states: Tensor, pooling: Pooling) -> Tensor:
-    return states[-1].float() if pooling == "last" else states.float().mean(0)
-
-
-def _in_chunks(
-    model: Qwen, ids: Sequence[int], pooling: Pooling, most: int, rows: AdapterRows
-) -> Generator[None, None, Tensor]:
-    """One long input, `most` tokens a forward."""
-    blocks = -(-len(ids) // BLOCK)
-    cache = KVCache(model.config, blocks, BLOCK, dtype=model.dtype, device=model.device)
-    total = torch.zeros(model.config.hidden_size, device=model.device)
-    for start in range(0, len(ids), most):
-        if start:
-            yield
-        states = _chunk(model, ids, start, min(start + most, len(ids)), cache, rows)
-        last = states[-1].float()
-        total += states.float().sum(0)
-    return last if pooling == "last" else total / len(ids)
-
-
-@torch.inference_mode()
-def _chunk(
-    model: Qwen, ids: Sequence[int], start: int, end: int, cache: KVCache, rows: AdapterRows
-) -> Tensor:
-    """States of tokens start … end - 1; their keys and values go into block after block."""
-    device, places = model.device, torch.arange(start, end)
-    kv = PagedKV(
-        k=cache.k,
-        v=cache.v,
-        slots=places.to(device),
-        block_tables=torch.arange(cache.num_blocks, dtype=torch.int32)[None].to(device),
-        context_lens=torch.tensor([end], dtype=torch.int32).to(device),
-    )
-    batch = Batch(
-        torch.tensor(ids[start:end]).to(device),
-        places.expand(3, -1).to(device),
-        torch.tensor([0, end - start], dtype=torch.int32).to(device),
-        kv,
-        torch.ones(end - start, dtype=torch.bool).to(device) if _is_scaled(model, ids) else None,
-        rows,
-    )
-    return model.hidden(batch)
-
-
-def _is_scaled(model: Qwen, ids: Sequence[int]) -> bool:
-    config = model.config
-    return config.yarn is not None and len(ids) > config.original_context_length
+    """Pooled states (S, C) float32 of length 1. Yields after each forward of `hidden_states`."""
+    found = torch.zeros(len(inputs), model.config.hidden_size, device=model.device)
+    for group in hidden_states(model, inputs, most=most, adapter=adapter):
+        for number, x in group:
+            if pooling == "last":
+                found[number] = x[-1].float()
+            else:
+                found[number] += x.float().sum(0)  # of length 1 in the end, whatever the count
+        yield
+    return functional.normalize(found, dim=-1)
 
 
 def shortened(vectors: Tensor, dimensions: int | None) -> Tensor:

@@ -7,8 +7,7 @@
 
 Every method may be called from many threads and coroutines at once: all of them share one batch,
 stepped by one thread. `chat_many` and a list given to `generate` run together too. Nothing is ever
-cut silently: a prompt that does not fit with its max_tokens is a ContextLengthError with the
-counts.
+cut silently: a prompt that does not fit with its max_tokens is a ContextLengthError.
 Not covered: images.
 """
 
@@ -40,7 +39,7 @@ from qwenkit.llm.job import Job, Query
 from qwenkit.llm.queries import Messages, QueryMaker, Tools, as_prompts
 from qwenkit.llm.results import ChatResult, Completion, StreamDelta
 from qwenkit.llm.run import arun, run
-from qwenkit.llm.score import logits_of
+from qwenkit.llm.score import Scorer, logits_of
 from qwenkit.model.load import load_model
 from qwenkit.model.lora import Adapter
 from qwenkit.model.qwen import Qwen
@@ -126,6 +125,7 @@ class LLM:
             engine, max_waiting=max_waiting, max_waiting_per_tenant=max_waiting_per_tenant
         )
         self._embedder = Embedder(self._driver, self.tokenizer)
+        self.scorer = Scorer(self._driver, self.tokenizer, self.adapters)
         self._grammars = Grammars(self.tokenizer, self._queries.end_ids)
         self._names = itertools.count()
         # Runs when the object goes, and at the interpreter's exit.

@@ -174,7 +174,8 @@ class Grammars:
             tried = self._try(vocabulary, constraint.spec, deadline)
             grammar = Grammar(vocabulary, tried["grammar"])
         except RequestError as error:
-            raise RequestError(error.message, error.remedy, param=constraint.param) from error
+            param = "tools" if error.param == "tools" else constraint.param  # whoever is to blame
+            raise RequestError(error.message, error.remedy, param=param) from error
         self._keep(constraint.spec, grammar, tried["bytes"])
         return grammar
 
@@ -204,7 +205,7 @@ class Grammars:
                 "Simplify it.",
             )
         if "error" in reply:
-            raise RequestError(reply["error"], reply["remedy"])
+            raise RequestError(reply["error"], reply["remedy"], param=reply.get("param"))
         return reply
 
     def _get_worker(self, vocabulary: Vocabulary) -> _Worker:

@@ -68,6 +68,7 @@ class Writer:
             self._parser = ToolCallParser(query.tools, eager=self._only_calls)
         self._deltas: list[Delta] = []
         self._logprobs: list[Logprob] | None = None
+        self._end: Logprob | None = None
         if query.sampling.params.logprobs is not None:
             self._logprobs = []
 
@@ -81,10 +82,12 @@ class Writer:
             ends = int(reason == "stop")
             kept = output.new_ids[: len(output.new_ids) - ends]
             ids += kept
-            fresh += [self._logprob(p) for p in (output.logprobs or [])[: len(kept)]]
+            found = [self._logprob(p) for p in output.logprobs or []]
+            fresh += found[: len(kept)]
+            self._end = found[-1] if found and ends else None
         text, count = self._text(ids)
         if self._stream.stopped:  # what came behind the stop string in one step is not wanted
-            reason, ends = "stop", 0
+            reason, ends, self._end = "stop", 0, None
             del ids[count:], fresh[count:]
         self.ids += ids
         self.num_tokens += len(ids) + ends
@@ -144,6 +147,7 @@ class Writer:
             tuple(calls),
             logprobs,
             self.error,
+            self._end,
         )
 
     def _logprob(self, found: TokenLogprob) -> Logprob:

@@ -61,7 +61,7 @@ class Logprob(TokenProb):
 @dataclass(frozen=True)
 class Choice:
     """One completion. `ids` are the generated tokens without the end token; `logprobs` has one
-    entry for each.
+    entry for each, and `end` is that of the end token, if there was one.
     """
 
     index: int
@@ -71,6 +71,7 @@ class Choice:
     tool_calls: tuple[ToolCall, ...] = ()
     logprobs: tuple[Logprob, ...] | None = None
     error: str | None = None
+    end: Logprob | None = None
 
     @property
     def message(self) -> dict[str, Any]:

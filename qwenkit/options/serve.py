@@ -151,7 +151,10 @@ class ServeOptions(LoadOptions):
         2048, "most inputs of one embeddings request", ge=1, le=2048, group="limits"
     )
     max_embedding_tokens: int = opt(
-        300_000, "most tokens of one embeddings request", ge=1, group="limits"
+        300_000,
+        "most tokens of one embeddings request; also of prompts with echo, times n and logprobs",
+        ge=1,
+        group="limits",
     )
     max_stored: int = opt(
         1000, "most responses of one key that are kept", ge=1, le=1_000_000, group="limits"

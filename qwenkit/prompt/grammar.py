@@ -210,11 +210,13 @@ def _call_rules(called: dict[str, Any], tags: Sequence[str]) -> list[str]:
 def _arguments(tool: dict[str, Any]) -> dict[str, Any]:
     parameters = {"type": "object", **tool["parameters"]}
     if parameters["type"] != "object":
-        raise RequestError(f"The parameters of the tool {tool['name']} are not an object.")
+        text = f"The parameters of the tool {tool['name']} are not an object."
+        raise RequestError(text, param="tools")
     try:
         checked = check_schema(parameters, strict=tool["strict"])
     except RequestError as error:
-        raise RequestError(f"Tool {tool['name']}: {error.message}", error.remedy) from error
+        text = f"Tool {tool['name']}: {error.message}"
+        raise RequestError(text, error.remedy, param="tools") from error
     assert isinstance(checked, dict)
     return _with_options(checked, tool["strict"])
 

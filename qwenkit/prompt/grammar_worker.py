@@ -5,8 +5,8 @@
 Contract: reads the vocabulary (`Vocabulary.dump`), says `{}` on standard output, then answers each
 line of standard input, a constraint's `spec`, with one line of JSON: {"grammar": text, "bytes":
 what it takes in memory} when it compiles and a few tokens can be written with it, else {"error": …,
-"remedy": …}. A job that takes too long, too much memory or too much stack ends the process; the
-operating system sees to it, also where the parent is gone.
+"remedy": …, "param": …}. A job that takes too long, too much memory or too much stack ends the
+process; the operating system sees to it, also where the parent is gone.
 
 It tries with less memory and a smaller stack than the serving process has: what passes here, passes
 there.
@@ -69,7 +69,8 @@ def answer(vocabulary: Vocabulary, spec: str | bytes, bytes_before: int) -> dict
         size = max(_bytes_in_use() - bytes_before, LEAST_BYTES)
         _try(grammar)
     except QwenkitError as error:
-        return {"error": error.message, "remedy": error.remedy}
+        param = getattr(error, "param", None)
+        return {"error": error.message, "remedy": error.remedy, "param": param}
     except RecursionError:
         return {"error": "The grammar is nested too deeply.", "remedy": "Make it flatter."}
     return {"grammar": text, "bytes": size}

@@ -66,35 +66,35 @@ def parse(raw: bytes, model: type[T], options: ServeOptions) -> T:
         raise explain(error, value) from None
 
 
-def parse_json(raw: bytes, options: ServeOptions) -> Any:
-    """Bytes → plain values. Errors: ApiError 400."""
+def parse_json(raw: bytes, options: ServeOptions, what: str = "The body") -> Any:
+    """Bytes → plain values; errors speak of `what`. Errors: ApiError 400."""
     if not raw.strip():
-        raise _no_json("The body is empty; it must be a JSON object.")
+        raise _no_json(f"{what} is empty; it must be a JSON object.")
     if raw.startswith((b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")):
-        raise _no_json("The body starts with a byte order mark; send plain UTF-8.")
+        raise _no_json(f"{what} starts with a byte order mark; send plain UTF-8.")
     marks = sum(map(raw.count, (b",", b"[", b"{")))
     if marks > options.max_json_values:
-        raise _no_json(f"The body has more than {options.max_json_values} values.")
+        raise _no_json(f"{what} has more than {options.max_json_values} values.")
     try:
         value = _DECODER.decode(raw.decode("utf-8"))
     except UnicodeDecodeError:
-        raise _no_json("The body is not valid UTF-8.") from None
+        raise _no_json(f"{what} is not valid UTF-8.") from None
     except RecursionError:
-        raise _too_deep(options) from None
+        raise _too_deep(options, what) from None
     except json.JSONDecodeError as error:
-        raise _no_json(f"The body is not valid JSON: {error.msg} at {error.pos}.") from None
-    return _tidy(value, options, surrogates=b"\\ud" in raw or b"\\uD" in raw)
+        raise _no_json(f"{what} is not valid JSON: {error.msg} at {error.pos}.") from None
+    return _tidy(value, options, what, surrogates=b"\\ud" in raw or b"\\uD" in raw)
 
 
 def _no_json(message: str) -> ApiError:
     return ApiError(400, message)
 
 
-def _too_deep(options: ServeOptions) -> ApiError:
-    return _no_json(f"The body is nested deeper than {options.max_json_depth} levels.")
+def _too_deep(options: ServeOptions, what: str) -> ApiError:
+    return _no_json(f"{what} is nested deeper than {options.max_json_depth} levels.")
 
 
-def _tidy(value: Any, options: ServeOptions, *, surrogates: bool) -> Any:
+def _tidy(value: Any, options: ServeOptions, what: str, *, surrogates: bool) -> Any:
     """Check the depth and replace lone surrogates, without recursion."""
     level: list[Any] = [value]
     for _ in range(options.max_json_depth):
@@ -107,7 +107,7 @@ def _tidy(value: Any, options: ServeOptions, *, surrogates: bool) -> Any:
         if not deeper:
             return value
         level = deeper
-    raise _too_deep(options)
+    raise _too_deep(options, what)
 
 
 def _replace(box: Any) -> None:
@@ -133,14 +133,14 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _integer(text: str) -> int:
     if len(text) > 20:
-        raise _no_json("A number in the body has too many digits.")
+        raise _no_json("A number has too many digits.")
     return int(text)
 
 
 def _float(text: str) -> float:
     value = float(text) if len(text) <= 400 else math.inf
     if not math.isfinite(value):
-        raise _no_json("A number in the body is too large.")
+        raise _no_json("A number is too large.")
     return value
 
 

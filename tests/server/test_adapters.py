@@ -85,6 +85,7 @@ def test_every_way_in_takes_the_name(api: OpenAI, root: Path) -> None:
         plain = llm.chat(ASK, max_tokens=24, temperature=0).text
         vector = llm.embed(["a b c"], adapter="one").vectors[0].tolist()
         raw = llm.generate("12 + 30 =", max_tokens=8, temperature=0, adapter="one").text
+        (scores,) = llm.scorer.score(["12 + 30 ="], adapter="one")
     assert want != plain
     assert said(api, "one") == want and said(api, MODEL) == plain
     pieces = api.chat.completions.create(
@@ -97,6 +98,12 @@ def test_every_way_in_takes_the_name(api: OpenAI, root: Path) -> None:
     assert response.output_text == want and response.model == "one"
     text = api.completions.create(model="one", prompt="12 + 30 =", max_tokens=8, temperature=0)
     assert text.choices[0].text == raw
+    text = api.completions.create(
+        model="one", prompt="12 + 30 =", max_tokens=0, echo=True, logprobs=0
+    )
+    assert text.choices[0].logprobs and text.choices[0].logprobs.token_logprobs
+    likely = text.choices[0].logprobs.token_logprobs[1:]
+    assert likely == pytest.approx(scores.logprobs.tolist(), abs=0.02)
     found = api.embeddings.create(model="one", input="a b c").data[0].embedding
     assert found == pytest.approx(vector, abs=0.02)
     assert found != pytest.approx(

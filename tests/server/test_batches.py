@@ -328,14 +328,23 @@ def test_a_bad_line_is_that_lines_own_error(api: OpenAI) -> None:
     found = [(e["response"]["status_code"], e["error"]["code"]) for e in errors]
     assert found == wanted
     assert [each["response"]["body"]["error"]["code"] for each in errors] == [c for _, c in wanted]
-    assert errors[-2]["custom_id"] == "c"
+    assert [each["error"]["line"] for each in errors] == list(range(2, len(rows)))
+    for each in errors:
+        told, inner = each["error"], each["response"]["body"]["error"]
+        assert told["message"] == f"Line {told['line']}: {inner['message']}"
+        assert "body" not in inner["message"] or told["param"] == "body", inner
+        assert told["param"] == inner["param"]
+    names = [None] * 5 + "good m u x b s n t f o c".split() + [None]
+    assert [each["custom_id"] for each in errors] == names
 
 
 def test_files_that_are_no_batch(api: OpenAI) -> None:
-    for rows, code in (([b"\n\n  \n"], "empty_file"), ([b"{}"] * 51, "too_many_requests")):
+    blank, much = [b"\n\n  \n"], [b"", *[b"{}"] * 51]
+    for rows, code, line in ((blank, "empty_file", None), (much, "too_many_requests", 52)):
         batch = run(api, rows)
-        assert batch.status == "failed" and batch.failed_at
-        assert batch.errors.data[0].code == code and batch.output_file_id is None
+        assert batch.status == "failed" and batch.failed_at and batch.output_file_id is None
+        (error,) = batch.errors.data
+        assert (error.code, error.line, error.param) == (code, line, "input_file_id")
 
 
 def test_what_is_wrong_with_a_batch(api: OpenAI) -> None:
@@ -455,6 +464,9 @@ def test_a_batch_expires(
     assert counts == {"total": 60, "completed": len(output), "failed": len(errors)}
     assert 1 <= len(output) < 60 and len(output) + len(errors) == 60
     assert {each["error"]["code"] for each in errors} == {"batch_expired"}
+    assert all(
+        each["error"]["message"].startswith(f"Line {each['error']['line']}: ") for each in errors
+    )
     assert all(each["response"] is None for each in errors)
     names = [each["custom_id"] for each in [*output, *errors]]
     assert names == [*(f"r{i}" for i in range(59)), None]

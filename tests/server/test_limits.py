@@ -20,7 +20,9 @@ from qwenkit.server.openai import tokens
 
 MODEL = "tiny-instruct"
 ENTRIES, ABOVE = "array_above_max_length", "integer_above_max_value"
+LONG = "context_length_exceeded"
 SAY = {"role": "user", "content": "Hi"}
+SCORED = {"echo": True, "logprobs": 2, "max_tokens": 1, "stream": False}
 FUNCTION = {"type": "function", "name": "f", "parameters": {"type": "object"}}
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
 
@@ -190,6 +192,8 @@ UNSTARTED = {
         "invalid_value",
     ),
     "regex bytes": Limit("generates", {"guided_regex": "a" * 70_000}, 400, "invalid_value"),
+    "scored tokens": Limit("raw", {**SCORED, "prompt": [[1] * 2000] * 76}, 400, "invalid_value"),
+    "scored context": Limit("raw", {**SCORED, "prompt": [1] * 2048}, 400, LONG),
     "hostile grammar": Limit("generates", HOSTILE, 400, "invalid_value"),
     "remote schema": Limit(
         "generates", {"guided_json": {"$ref": "http://127.0.0.1:9/a"}}, 400, "invalid_value"

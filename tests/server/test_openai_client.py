@@ -40,6 +40,11 @@ TIME: Any = {
         },
     },
 }
+UNUSABLE: Any = {
+    "type": "function",
+    "function": {"name": "odd", "parameters": {"properties": {"a": {"$ref": "http://a/b"}}}},
+}
+NAMED: Any = {"type": "function", "function": {"name": "odd"}}
 ASK: Any = [{"role": "user", "content": "What is the weather in Paris?"}]
 
 
@@ -470,6 +475,8 @@ BAD: list[tuple[dict[str, Any], str | None, str | None]] = [
     ({"modalities": ["text", "audio"]}, "modalities", "unsupported_parameter"),
     ({"reasoning_effort": "high"}, "reasoning_effort", "unsupported_parameter"),
     ({"tool_choice": "required"}, "tool_choice", "invalid_value"),
+    ({"tools": [UNUSABLE], "tool_choice": "required"}, "tools", "invalid_value"),
+    ({"tools": [WEATHER, UNUSABLE], "tool_choice": NAMED}, "tools", "invalid_value"),
     (
         {"tools": [WEATHER], "tool_choice": {"type": "function", "function": {"name": "no"}}},
         "tool_choice",
@@ -563,7 +570,8 @@ def test_the_context_is_told_in_numbers(api: OpenAI) -> None:
         ({"prompt": "a", "best_of": 1, "n": 2}, "best_of", "unsupported_parameter"),
         ({"prompt": "a", "best_of": 0}, "best_of", "integer_below_min_value"),
         ({"prompt": [1], "suffix": "b"}, "suffix", "invalid_value"),
-        ({"prompt": "a", "echo": True, "logprobs": 1}, "logprobs", "invalid_value"),
+        ({"prompt": "a", "max_tokens": 0}, "max_tokens", "integer_below_min_value"),
+        ({"prompt": "a", "max_tokens": 0, "echo": True}, "max_tokens", "integer_below_min_value"),
     ],
     ids=str,
 )

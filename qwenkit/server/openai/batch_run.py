@@ -55,6 +55,8 @@ class BatchRun:
         self._seen: set[str] = set()
         self._stopped = asyncio.Event()
         self._broken: ApiError | OSError | None = None
+        self._wrong_line: int | None = None
+        """Where the input stops being a batch."""
 
     async def run(self) -> None:
         """Until it has ended; cancelling this leaves it to be gone on with."""
@@ -123,7 +125,8 @@ class BatchRun:
         self._service.batches.put(self._tenant, self.batch)
 
     def _tell(self, error: ApiError) -> None:
-        data = [{"code": error.code, "message": error.message, "param": error.param, "line": None}]
+        told = {"code": error.code, "message": error.message, "param": error.param}
+        data = [{**told, "line": self._wrong_line}]
         self.batch["errors"] = {"object": "list", "data": data}
 
     def _fail(self, error: ApiError) -> None:
@@ -158,9 +161,10 @@ class BatchRun:
     def _count(self) -> int:
         """Errors: ApiError for a file that is no batch at all."""
         most, count = self._service.options.max_batch_lines, 0
-        for _ in self._lines():
+        for number, _ in self._lines():
             count += 1
             if count > most:
+                self._wrong_line = number
                 text = f"The file has more than {most} requests."
                 raise ApiError(400, text, param="input_file_id", code="too_many_requests")
         if not count:
@@ -209,7 +213,8 @@ class BatchRun:
         try:
             self._check_size(raw)
             value = await asyncio.to_thread(self._parse, raw)
-            custom_id = self._name(value)
+            custom_id = _custom_id(value)
+            self._name(value)
             body, answer = self._checked(value)
             found = await self._answered(call, body, answer)
             status, error = 200, None
@@ -217,7 +222,7 @@ class BatchRun:
             if told.code == "batch_cancelled" or self._service.draining:
                 return
             status, found = told.status, told.body
-            error = {"code": told.code, "message": told.message}
+            error = _line_error(number, told)
         response = {"status_code": status, "request_id": call.request_id, "body": found}
         try:
             self._journal.note(number, custom_id, response, error)
@@ -228,14 +233,13 @@ class BatchRun:
     def _expire(self) -> None:
         """Each line that was not answered has that as its error."""
         text = "The batch's completion window ended before this request was answered."
-        error = {"code": "batch_expired", "message": text}
+        expired = ApiError(400, text, code="batch_expired")
         for number, raw in self._lines():
             if number not in self._journal.done:
                 value = None
                 with contextlib.suppress(ApiError):
                     value = self._parse(raw)
-                custom_id = value.get("custom_id") if isinstance(value, dict) else None
-                self._journal.note(number, custom_id, None, error)
+                self._journal.note(number, _custom_id(value), None, _line_error(number, expired))
 
     def _check_size(self, raw: bytes) -> None:
         most = self._service.options.max_body_bytes
@@ -244,23 +248,22 @@ class BatchRun:
             raise ApiError(413, text, code="request_too_large")
 
     def _parse(self, raw: bytes) -> Any:
-        return parse_json(raw, self._service.options)
+        return parse_json(raw, self._service.options, "The line")
 
     def _note_id(self, raw: bytes) -> None:
         with contextlib.suppress(ApiError):  # which is in the journal
             self._name(self._parse(raw))
 
-    def _name(self, value: Any) -> str:
-        """The line's custom_id, which no other has. Errors: ApiError."""
+    def _name(self, value: Any) -> None:
+        """Note the line's custom_id, which no other has. Errors: ApiError."""
         if not isinstance(value, dict):
             raise ApiError(400, "A line must be a JSON object.")
-        custom_id = value.get("custom_id")
-        if not isinstance(custom_id, str) or not 0 < len(custom_id) <= 512:
-            raise _line_error("custom_id", "it must be a string of 1 to 512 characters.")
+        custom_id = _custom_id(value)
+        if custom_id is None:
+            raise _bad_part("custom_id", "it must be a string of 1 to 512 characters.")
         if custom_id in self._seen:
-            raise _line_error("custom_id", "an earlier line has the same.", "duplicate_custom_id")
+            raise _bad_part("custom_id", "an earlier line has the same.", "duplicate_custom_id")
         self._seen.add(custom_id)
-        return custom_id
 
     def _checked(self, value: dict[str, Any]) -> tuple[BaseModel, Answerer]:
         """Errors: ApiError."""
@@ -270,11 +273,11 @@ class BatchRun:
             text = f"Unknown parameter: '{unknown[0][:100]}'."
             raise ApiError(400, text, param=unknown[0][:100], code="unknown_parameter")
         if value.get("method") != "POST":
-            raise _line_error("method", "it must be POST.")
+            raise _bad_part("method", "it must be POST.")
         if value.get("url") != self.batch["endpoint"]:
-            raise _line_error("url", "it must be the endpoint of the batch.", "mismatched_endpoint")
+            raise _bad_part("url", "it must be the endpoint of the batch.", "mismatched_endpoint")
         if not isinstance(body, dict):
-            raise _line_error("body", "it must be an object.", "invalid_type")
+            raise _bad_part("body", "it must be an object.", "invalid_type")
         if body.get("stream"):
             raise unsupported("stream", "'stream' is not supported in a batch.")
         model, answer = ENDPOINTS[self.batch["endpoint"]]
@@ -325,5 +328,17 @@ def storage_error() -> ApiError:
     return ApiError(500, "The server could not read or write a file.", code="storage")
 
 
-def _line_error(param: str, what: str, code: str = "invalid_value") -> ApiError:
+def _bad_part(param: str, what: str, code: str = "invalid_value") -> ApiError:
     return ApiError(400, f"Invalid '{param}': {what}", param=param, code=code)
+
+
+def _custom_id(value: Any) -> str | None:
+    """A line's own name, if it has a usable one."""
+    found = value.get("custom_id") if isinstance(value, dict) else None
+    return found if isinstance(found, str) and 0 < len(found) <= 512 else None
+
+
+def _line_error(number: int, told: ApiError) -> dict[str, Any]:
+    """OpenAI's `code` and `message`, and where it is: the line of the input, counted from 1."""
+    text = f"Line {number}: {told.message}"
+    return {"code": told.code, "message": text, "param": told.param, "line": number}

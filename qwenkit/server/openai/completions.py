@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
@@ -9,10 +10,11 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter
 from pydantic import BaseModel, Discriminator, Field, Tag
+from pydantic_core import to_json
 from starlette.requests import Request
 from starlette.responses import Response
 
-from qwenkit.llm import LLM, Completion, Logprob, StreamDelta, Timing, Usage
+from qwenkit.llm import LLM, Completion, Scores, StreamDelta, Timing, Usage
 from qwenkit.options.serve import ServeOptions
 from qwenkit.prompt.fim import fim_ids
 from qwenkit.server.body import read
@@ -21,6 +23,13 @@ from qwenkit.server.errors import bad_value, unsupported
 from qwenkit.server.merge import merged, together
 from qwenkit.server.openai.chat_answers import new_id
 from qwenkit.server.openai.fields import SamplingFields
+from qwenkit.server.openai.scored import (
+    Lists,
+    answer_logprobs,
+    choice_logprobs,
+    prompt_logprobs,
+    scored,
+)
 from qwenkit.server.openai.usage import (
     Timings,
     UsageBody,
@@ -60,6 +69,7 @@ class CompletionRequest(SamplingFields):
     """Prompts to be continued."""
 
     prompt: Prompts
+    max_tokens: int | None = Field(None, ge=0, le=1 << 24)
     best_of: int | None = Field(None, ge=1, le=128)
     echo: bool | None = None
     logprobs: int | None = Field(None, ge=0, le=20)
@@ -74,6 +84,11 @@ class CompletionRequest(SamplingFields):
             return [[i for i in self.prompt if isinstance(i, int)]]
         return [each for each in self.prompt if not isinstance(each, int)]
 
+    @property
+    def scores(self) -> bool:
+        """Whether log-probabilities of the prompts are asked for."""
+        return bool(self.echo) and self.logprobs is not None
+
     def check_limits(self, options: ServeOptions) -> None:
         super().check_limits(options)
         prompts, n = self.prompts, self.n or 1
@@ -86,9 +101,13 @@ class CompletionRequest(SamplingFields):
         if self.best_of not in (None, n):
             text = f"best_of is {self.best_of}, but nothing is ranked here: ask for n and choose."
             raise unsupported("best_of", text)
-        if self.echo and self.logprobs is not None:
-            text = "logprobs of the prompt are not computed: give echo or logprobs, not both."
-            raise bad_value("logprobs", text)
+        if self.scores:
+            for name in ("stream", "suffix"):
+                if getattr(self, name):
+                    raise unsupported(name, f"'{name}' does not go with echo and logprobs.")
+        elif self.max_tokens == 0:
+            text = "Invalid 'max_tokens': 0 is only for echo with logprobs. Expected at least 1."
+            raise bad_value("max_tokens", text, "integer_below_min_value")
         if self.suffix is not None and not all(isinstance(each, str) for each in prompts):
             raise bad_value("suffix", "suffix is only for prompts that are text.")
 
@@ -115,11 +134,13 @@ class CompletionRequest(SamplingFields):
 
 
 class CompletionLogprobs(BaseModel):
-    """Four lists of the same length, one entry for each generated token."""
+    """Four lists of the same length, one entry for each generated token; with `echo` before them
+    one for each token of the prompt, null for its first.
+    """
 
     tokens: list[str]
-    token_logprobs: list[float]
-    top_logprobs: list[dict[str, float]] | None
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None] | None
     text_offset: list[int]
 
 
@@ -165,26 +186,30 @@ async def create(request: Request) -> Response:
     body = await read(request, CompletionRequest)
     if body.stream:
         return EventStream(call, stream(service, call, body))
-    return JsonResponse(await call.attend(answer(service, call, body), request.receive))
+    found = await call.attend(answer(service, call, body), request.receive)
+    if not body.scores:
+        return JsonResponse(found)
+    content = await asyncio.to_thread(to_json, found)
+    return Response(content, media_type="application/json")
 
 
 async def answer(service: Service, call: Call, body: CompletionRequest) -> dict[str, Any]:
     """The whole answer. Errors: ApiError, QwenkitError."""
     questions = body.questions(call, service)
-    with service.metered(call, body.max_tokens, len(questions) * (body.n or 1)):
-        results = await together([service.llm.agenerate(**question) for question in questions])
+    least = 1 if body.max_tokens == 0 else body.max_tokens
+    scores: list[Scores] = []
+    with service.metered(call, least, len(questions) * (body.n or 1)):
+        if body.scores:
+            scores, results = await scored(service, questions, body.max_tokens)
+        else:
+            results = await together([service.llm.agenerate(**question) for question in questions])
         for result in results:
             booked(service, call, result)
     usage, timing = _sums([result.usage for result in results], [r.timing for r in results])
-    echoes = body.echoes(service.llm)
-    choices = [
-        choice
-        for number, result in enumerate(results)
-        for choice in _choices(result, number * len(result.choices), echoes[number])
-    ]
+    work = (body, service.llm, results, scores)
     return {
         **_head(body.model),
-        "choices": choices,
+        "choices": await asyncio.to_thread(_choices, *work) if scores else _choices(*work),
         "usage": usage_body(usage),
         "timings": timings_body(usage, timing),
     }
@@ -239,14 +264,21 @@ def _sums(usages: Sequence[Usage], timings: Sequence[Timing]) -> tuple[Usage, Ti
     return usage, timing
 
 
-def _choices(result: Completion, first: int, echo: str) -> list[dict[str, Any]]:
+def _choices(
+    body: CompletionRequest, llm: LLM, results: Sequence[Completion], scores: Sequence[Scores]
+) -> list[dict[str, Any]]:
+    """In a thread where there are scores: they may be many."""
+    echoes = [llm.detokenize(each.ids) for each in scores] or body.echoes(llm)
+    known = [prompt_logprobs(llm.tokenizer, each) for each in scores]
+    prompts: Sequence[Lists | None] = known or [None] * len(results)
     return [
         {
-            "index": first + choice.index,
+            "index": number * len(result.choices) + choice.index,
             "text": echo + choice.content,
-            "logprobs": None if choice.logprobs is None else _logprobs(choice.logprobs, len(echo)),
+            "logprobs": choice_logprobs(choice, prompt, len(echo)),
             "finish_reason": choice.finish_reason,
         }
+        for number, (result, echo, prompt) in enumerate(zip(results, echoes, prompts, strict=True))
         for choice in result.choices
     ]
 
@@ -255,19 +287,6 @@ def _piece(index: int, text: str, delta: StreamDelta, offset: int) -> dict[str, 
     return {
         "index": index,
         "text": text,
-        "logprobs": _logprobs(delta.logprobs, offset) if delta.logprobs else None,
+        "logprobs": answer_logprobs(delta.logprobs, offset) if delta.logprobs else None,
         "finish_reason": delta.finish_reason,
-    }
-
-
-def _logprobs(found: Sequence[Logprob], offset: int) -> dict[str, Any]:
-    offsets = list[int]()
-    for each in found:
-        offsets.append(offset)
-        offset += len(each.token)
-    return {
-        "tokens": [each.token for each in found],
-        "token_logprobs": [each.logprob for each in found],
-        "top_logprobs": [{top.token: top.logprob for top in each.top} for each in found],
-        "text_offset": offsets,
     }
