@@ -195,6 +195,14 @@ def disk_errors(path: Path) -> Iterator[None]:
         ) from error
 
 
+def _size(path: Path) -> int:
+    """In bytes; 0 when it is not there, or another process has just put it in its place."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
 def check_space(directory: Path, files: Iterable[tuple[RemoteFile, Path]], repo: str) -> None:
     """Refuse before the first byte if the rest does not fit. `files` are the missing ones with
     their parts.
@@ -203,7 +211,7 @@ def check_space(directory: Path, files: Iterable[tuple[RemoteFile, Path]], repo:
     with disk_errors(directory):
         directory.mkdir(parents=True, exist_ok=True)
         for file, part in files:
-            missing += file.size - (min(part.stat().st_size, file.size) if part.exists() else 0)
+            missing += file.size - min(_size(part), file.size)
         free = shutil.disk_usage(directory).free
     if missing and missing + _SPARE > free:
         raise HubError(

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from qwenkit.errors import HubError
-from qwenkit.io.download import fetch, locked, verified
+from qwenkit.io.download import check_space, fetch, locked, verified
 from qwenkit.io.names import RemoteFile
 
 CONTENT = bytes(range(256)) * 1000
@@ -100,6 +100,13 @@ def test_two_downloads_at_once_fetch_a_file_once(hub: Any, model_files: dict[str
     results = [run.communicate()[0] for run in runs]
     assert [run.returncode for run in runs] == [0, 0] and results[0] == results[1]
     assert len(hub.downloads("model.safetensors")) == 1
+
+
+def test_a_part_that_another_process_puts_in_place_meanwhile(
+    file: RemoteFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Path, "exists", lambda path: True)  # as it was a moment ago
+    check_space(tmp_path, [(file, tmp_path / "x.incomplete")], "a/b")
 
 
 def test_K173_a_really_full_disk(file: RemoteFile, tmp_path: Path) -> None:
